@@ -1,0 +1,161 @@
+"""The recipe of a stage: hyper-parameters with their bounds, descriptions and defaults.
+
+Each bound and description is said once, as an annotated type, and used twice: in the custom resource,
+where every field may be absent, and in the stage contract, where the default applies. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+
+class Contract(BaseModel):
+    """A closed, frozen model whose JSON keys are camelCase; an unknown key is an error."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class Precision(StrEnum):
+    """Number format of weights and activations during training; optimiser states are always fp32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Schedule(StrEnum):
+    """Learning rate after warm-up: to `minimumLearningRate` by a cosine or a line, or unchanged."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class Loss(StrEnum):
+    """Which tokens of a conversation bear loss."""
+
+    ASSISTANT = "assistant"
+    COMPLETION = "completion"
+    ALL = "all"
+
+
+class OnInvalid(StrEnum):
+    """What happens to a record that is not valid."""
+
+    FAIL = "fail"
+    DROP = "drop"
+
+
+class OnTooLong(StrEnum):
+    """What happens to a record of more than `maxLength` tokens."""
+
+    FAIL = "fail"
+    TRUNCATE = "truncate"
+    DROP = "drop"
+
+
+class Optimizer(StrEnum):
+    """The optimiser; `sgd` is plain gradient descent, useful to check exactness."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+Epochs = Annotated[int, Field(ge=1, le=1000, description="Passes over the training rows.")]
+MaxSteps = Annotated[
+    int,
+    Field(ge=1, le=100_000_000, description="Stop after so many optimiser steps, even in the middle of an epoch."),
+]
+GlobalBatchSize = Annotated[
+    int,
+    Field(ge=1, le=1_048_576, description="Rows in one optimiser step, over all processes; a packed row counts as one."),
+]
+MicroBatchSize = Annotated[
+    int,
+    Field(ge=1, le=65_536, description="Rows that one process puts through the model at once. Changes speed and memory only."),
+]
+LearningRate = Annotated[float, Field(gt=0, le=10, description="Peak learning rate.")]
+MinimumLearningRate = Annotated[float, Field(ge=0, le=10, description="Learning rate at the end of the schedule.")]
+WarmupRatio = Annotated[float, Field(ge=0, le=1, description="Part of all steps in which the learning rate rises linearly from 0.")]
+Beta = Annotated[float, Field(ge=0, lt=1, description="Decay of AdamW's running average (beta1: gradient, beta2: its square).")]
+Epsilon = Annotated[float, Field(gt=0, le=1, description="AdamW's epsilon.")]
+WeightDecay = Annotated[float, Field(ge=0, le=10, description="Decoupled weight decay; not applied to norms and biases.")]
+ClipNorm = Annotated[float, Field(ge=0, le=1e6, description="Largest global gradient norm; 0 turns clipping off.")]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of weights, order of rows and dropout.")]
+GradientCheckpointing = Annotated[
+    bool, Field(description="Recompute activations in the backward pass: less memory, about a third more time.")
+]
+ZeroStage = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=3,
+        description="DeepSpeed ZeRO: 0 replicates, 1 shards optimiser states, 2 gradients too, 3 weights too.",
+    ),
+]
+MaxLength = Annotated[int, Field(ge=8, le=1_048_576, description="Longest row in tokens.")]
+Packing = Annotated[bool, Field(description="Put several records into one row; they do not see each other.")]
+EverySteps = Annotated[int, Field(ge=1, le=1_000_000, description="Save a checkpoint every so many steps.")]
+Keep = Annotated[int, Field(ge=1, le=100, description="How many checkpoints to keep.")]
+ValidationEverySteps = Annotated[int, Field(ge=1, le=1_000_000, description="Measure the validation loss every so many steps; it is always measured before the first and after the last step.")]
+Weight = Annotated[float, Field(gt=0, le=1e6, description="Relative weight of this data set in the mixture.")]
+Cap = Annotated[
+    int, Field(ge=1, le=1_000_000_000, description="Count at most so many records of this data set (examples-proportional mixing).")
+]
+MaxDropped = Annotated[int, Field(ge=0, le=1_000_000_000, description="More dropped records than this fail the stage.")]
+VocabularySize = Annotated[int, Field(ge=264, le=1_000_000, description="Entries of the trained vocabulary, special tokens included.")]
+
+
+class Recipe(Contract):
+    """How a stage trains: every hyper-parameter, with its default."""
+
+    epochs: Epochs = 1
+    max_steps: MaxSteps | None = None
+    global_batch_size: GlobalBatchSize = 32
+    micro_batch_size: MicroBatchSize = 1
+    optimizer: Optimizer = Optimizer.ADAMW
+    learning_rate: LearningRate = 1e-5
+    minimum_learning_rate: MinimumLearningRate = 0.0
+    schedule: Schedule = Schedule.COSINE
+    warmup_ratio: WarmupRatio = 0.03
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
+    epsilon: Epsilon = 1e-8
+    weight_decay: WeightDecay = 0.0
+    clip_norm: ClipNorm = 1.0
+    seed: Seed = 42
+    gradient_checkpointing: GradientCheckpointing = False
+
+
+class Checkpoint(Contract):
+    """When to save, and how much to keep."""
+
+    every_steps: EverySteps = 200
+    keep: Keep = 2
+
+
+class SpecialTokens(Contract):
+    """Names of the tokens that are never text. All differ from each other."""
+
+    document_separator: Annotated[str, Field(min_length=1, max_length=64)] = "<|document|>"
+    end_of_turn: Annotated[str, Field(min_length=1, max_length=64)] = "<|end|>"
+    padding: Annotated[str, Field(min_length=1, max_length=64)] = "<|pad|>"
+    additional: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=64)] = [
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+    ]
+
+
+class TokenizerTraining(Contract):
+    """A byte-level BPE tokenizer, trained on the stage's training data."""
+
+    vocabulary_size: VocabularySize = 4096
+    special_tokens: SpecialTokens = SpecialTokens()
+    chat_template: Annotated[
+        str | None,
+        Field(max_length=65_536, description="Jinja chat template; absent: a plain template of the special tokens."),
+    ] = None
