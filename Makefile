@@ -1,0 +1,94 @@
+# Every command of the repository. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# The tiers share the machine's cores and memory, so one command runs at a time.
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+PYTEST := $(PYTHON) -m pytest
+COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --quiet
+OVERRIDE := --override requirements/overrides.txt
+GENERATED := crds helm docs/api.md
+
+# The environment is made anew when what defines it changes, the place of the checkout included.
+STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
+
+.PHONY: help setup demo test check lint test-repo test-unit test-trainer test-serving test-local test-controlplane \
+	generate verify requirements clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Install everything into .venv/ (instant when nothing changed)
+
+$(STAMP):
+	@python=; for candidate in python3.11 python3 python; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "make setup: no Python 3.11 on PATH. On Debian 12: apt-get install python3 python3-venv" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip' 2>/dev/null; then \
+	  echo "make setup: $$python has no venv module. On Debian 12: apt-get install python3-venv" >&2; exit 1; \
+	fi; \
+	echo "Setting up $(VENV)/ with $$(command -v "$$python"): several gigabytes, minutes at the first time"; \
+	[ -x $(PYTHON) ] || "$$python" -m venv $(VENV)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --require-hashes -r requirements/dev.txt
+	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/setup-* && touch $@
+
+demo: setup ## Train, serve and question a small model on this machine
+	@$(PYTHON) examples/quickstart/demo.py
+
+test: setup ## Run all checks and every tier that needs neither root nor a cluster
+	@$(MAKE) --keep-going lint test-repo test-unit test-trainer test-serving test-local test-controlplane
+
+check: lint test-repo test-unit ## Lint, types, layers and the fast tests: under a minute
+
+lint: setup ## Run ruff, mypy and import-linter
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo --cache-dir .import_linter_cache
+
+test-repo: setup ## Check the repository itself: sizes, pins, generated files
+	$(PYTEST) -n 2 tests/repo
+
+test-unit: setup ## Test the pure functions
+	$(PYTEST) -n 2 tests/unit
+
+test-trainer: setup ## Test the trainer with real engines and processes
+	$(PYTEST) tests/trainer
+
+test-serving: setup ## Test the launcher and the served addresses
+	$(PYTEST) tests/serving
+
+test-local: setup ## Test the whole product as processes on this machine
+	$(PYTEST) tests/local
+
+test-controlplane: setup ## Test the operator on a real kube-apiserver
+	$(PYTEST) tests/controlplane
+
+generate: setup ## Write the CRDs, the chart's copies and the API reference
+	$(PYTHON) -m trimtab_operator.api.generate
+
+verify: generate ## Fail if a generated file is not committed as generated
+	git --no-pager diff --exit-code -- $(GENERATED)
+
+requirements: setup ## Compile the pinned requirement sets from pyproject.toml
+	$(UV) pip compile --group pyproject.toml:bootstrap --generate-hashes --no-emit-index-url --no-header \
+	  --python-version 3.11 --quiet -o requirements/bootstrap.txt
+	$(COMPILE) $(OVERRIDE) --extra operator --extra trainer --extra serving-cpu --extra cli --group dev -o requirements/dev.txt
+	$(COMPILE) $(OVERRIDE) --extra operator -o requirements/operator.txt
+	$(COMPILE) $(OVERRIDE) --extra trainer -o requirements/trainer.txt
+	$(COMPILE) $(OVERRIDE) --extra serving-cpu -o requirements/serving-cpu.txt
+	$(COMPILE) --extra serving -o requirements/serving.txt
+
+clean: ## Remove what runs leave behind; the environment stays
+	git clean -qfdX --exclude='!.venv' --exclude='!.venv/**' --exclude='!.cache' --exclude='!.cache/**'
