@@ -13,6 +13,8 @@ UV := $(VENV)/bin/uv
 PYTEST := $(PYTHON) -m pytest
 COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --quiet
 OVERRIDE := --override requirements/overrides.txt
+# The images get the versions that the tests ran with.
+TESTED := --constraint requirements/dev.txt
 GENERATED := crds helm docs/api.md
 
 # The environment is made anew when what defines it changes, the place of the checkout included.
@@ -85,10 +87,11 @@ requirements: setup ## Compile the pinned requirement sets from pyproject.toml
 	$(UV) pip compile --group pyproject.toml:bootstrap --generate-hashes --no-emit-index-url --no-header \
 	  --python-version 3.11 --quiet -o requirements/bootstrap.txt
 	$(COMPILE) $(OVERRIDE) --extra operator --extra trainer --extra serving-cpu --extra cli --group dev -o requirements/dev.txt
-	$(COMPILE) $(OVERRIDE) --extra operator -o requirements/operator.txt
-	$(COMPILE) $(OVERRIDE) --extra trainer -o requirements/trainer.txt
-	$(COMPILE) $(OVERRIDE) --extra serving-cpu -o requirements/serving-cpu.txt
-	$(COMPILE) --extra serving -o requirements/serving.txt
+	$(COMPILE) $(OVERRIDE) $(TESTED) --extra operator -o requirements/operator.txt
+	$(COMPILE) $(OVERRIDE) $(TESTED) --extra trainer -o requirements/trainer.txt
+	$(COMPILE) $(OVERRIDE) $(TESTED) --extra serving-cpu -o requirements/serving-cpu.txt
+	$(COMPILE) --constraint requirements/trainer.txt --extra serving -o requirements/serving.txt
 
 clean: ## Remove what runs leave behind; the environment stays
-	git clean -qfdX --exclude='!.venv' --exclude='!.venv/**' --exclude='!.cache' --exclude='!.cache/**'
+	rm -rf .trimtab .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
