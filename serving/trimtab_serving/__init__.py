@@ -1,0 +1,1 @@
+"""Serving: a launcher that verifies an artifact and then becomes vLLM."""
