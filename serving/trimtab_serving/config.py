@@ -7,13 +7,14 @@ The operator builds `ServeConfig` and writes it as JSON; `python -m trimtab_serv
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
+
 from trimtab_trainer.config import Artifact
 from trimtab_trainer.settings import Contract
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION: Final = 1
 DEFAULT_PORT = 8000
 
 
