@@ -30,13 +30,13 @@ setup: $(STAMP) ## Install everything into .venv/ (instant when nothing changed)
 
 $(STAMP):
 	@python=; for candidate in python3.11 python3 python; do \
-	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	  if "$$candidate" -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+	    python=$$candidate; break; \
+	  fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	  echo "make setup: no Python 3.11 on PATH. On Debian 12: apt-get install python3 python3-venv" >&2; exit 1; \
-	fi; \
-	if ! "$$python" -c 'import ensurepip' 2>/dev/null; then \
-	  echo "make setup: $$python has no venv module. On Debian 12: apt-get install python3-venv" >&2; exit 1; \
+	  echo "make setup: no Python 3.11 with its venv module on PATH. On Debian 12: apt-get install python3 python3-venv" >&2; \
+	  exit 1; \
 	fi; \
 	echo "Setting up $(VENV)/ with $$(command -v "$$python"): several gigabytes, minutes at the first time"; \
 	[ -x $(PYTHON) ] || "$$python" -m venv $(VENV)

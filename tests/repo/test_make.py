@@ -66,6 +66,6 @@ def test_setup_without_the_right_python_names_the_remedy(tmp_path: Path) -> None
     result = make("setup", cwd=checkout, path=str(programs))
 
     assert result.returncode != 0
-    assert "no Python 3.11 on PATH" in result.stderr
+    assert "no Python 3.11 with its venv module on PATH" in result.stderr
     assert "apt-get install python3 python3-venv" in result.stderr
     assert not (checkout / ".venv").exists()
