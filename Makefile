@@ -15,7 +15,7 @@ COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-ur
 OVERRIDE := --override requirements/overrides.txt
 # The images get the versions that the tests ran with.
 TESTED := --constraint requirements/dev.txt
-GENERATED := crds helm docs/api.md
+GENERATED := crds helm/trimtab/templates/crds docs/api.md
 
 # The environment is made anew when what defines it changes, the place of the checkout included.
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
@@ -82,6 +82,7 @@ generate: setup ## Write the CRDs, the chart's copies and the API reference
 
 verify: generate ## Fail if a generated file is not committed as generated
 	git --no-pager diff --exit-code -- $(GENERATED)
+	@new=$$(git ls-files --others -- $(GENERATED)); [ -z "$$new" ] || { echo "make verify: not committed: $$new" >&2; exit 1; }
 
 requirements: setup ## Compile the pinned requirement sets from pyproject.toml
 	$(UV) pip compile --group pyproject.toml:bootstrap --generate-hashes --no-emit-index-url --no-header \
