@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -33,7 +33,7 @@ from trimtab_trainer.settings import (
     ZeroStage,
 )
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION: Final = 1
 
 VOLUMES_VARIABLE = "TRIMTAB_VOLUMES"
 """JSON object: claim name -> directory where it is mounted."""
@@ -147,7 +147,7 @@ class PrepareStage(Contract):
 class PrepareConfig(Contract):
     """Prepare: fetch, validate, tokenize, plan rows, estimate. CPU only; no GPU is claimed before it is done."""
 
-    contract_version: Literal[1] = CONTRACT_VERSION
+    contract_version: Literal[1] = 1
     kind: Literal["prepare"] = "prepare"
     job: JobIdentity
     root: Uri
@@ -159,7 +159,7 @@ class PrepareConfig(Contract):
 class TrainConfig(Contract):
     """Train one stage. One file for all pods of an attempt."""
 
-    contract_version: Literal[1] = CONTRACT_VERSION
+    contract_version: Literal[1] = 1
     kind: Literal["train"] = "train"
     job: JobIdentity
     stage: str

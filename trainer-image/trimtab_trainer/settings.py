@@ -71,18 +71,30 @@ MaxSteps = Annotated[
 ]
 GlobalBatchSize = Annotated[
     int,
-    Field(ge=1, le=1_048_576, description="Rows in one optimiser step, over all processes; a packed row counts as one."),
+    Field(
+        ge=1, le=1_048_576, description="Rows in one optimiser step, over all processes; a packed row counts as one."
+    ),
 ]
 MicroBatchSize = Annotated[
     int,
-    Field(ge=1, le=65_536, description="Rows that one process puts through the model at once. Changes speed and memory only."),
+    Field(
+        ge=1,
+        le=65_536,
+        description="Rows that one process puts through the model at once. Changes speed and memory only.",
+    ),
 ]
 LearningRate = Annotated[float, Field(gt=0, le=10, description="Peak learning rate.")]
 MinimumLearningRate = Annotated[float, Field(ge=0, le=10, description="Learning rate at the end of the schedule.")]
-WarmupRatio = Annotated[float, Field(ge=0, le=1, description="Part of all steps in which the learning rate rises linearly from 0.")]
-Beta = Annotated[float, Field(ge=0, lt=1, description="Decay of AdamW's running average (beta1: gradient, beta2: its square).")]
+WarmupRatio = Annotated[
+    float, Field(ge=0, le=1, description="Part of all steps in which the learning rate rises linearly from 0.")
+]
+Beta = Annotated[
+    float, Field(ge=0, lt=1, description="Decay of AdamW's running average (beta1: gradient, beta2: its square).")
+]
 Epsilon = Annotated[float, Field(gt=0, le=1, description="AdamW's epsilon.")]
-WeightDecay = Annotated[float, Field(ge=0, le=10, description="Decoupled weight decay; not applied to norms and biases.")]
+WeightDecay = Annotated[
+    float, Field(ge=0, le=10, description="Decoupled weight decay; not applied to norms and biases.")
+]
 ClipNorm = Annotated[float, Field(ge=0, le=1e6, description="Largest global gradient norm; 0 turns clipping off.")]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of weights, order of rows and dropout.")]
 GradientCheckpointing = Annotated[
@@ -100,13 +112,27 @@ MaxLength = Annotated[int, Field(ge=8, le=1_048_576, description="Longest row in
 Packing = Annotated[bool, Field(description="Put several records into one row; they do not see each other.")]
 EverySteps = Annotated[int, Field(ge=1, le=1_000_000, description="Save a checkpoint every so many steps.")]
 Keep = Annotated[int, Field(ge=1, le=100, description="How many checkpoints to keep.")]
-ValidationEverySteps = Annotated[int, Field(ge=1, le=1_000_000, description="Measure the validation loss every so many steps; it is always measured before the first and after the last step.")]
+ValidationEverySteps = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1_000_000,
+        description="Measure the validation loss every so many steps; it is always measured before the first and after the last step.",
+    ),
+]
 Weight = Annotated[float, Field(gt=0, le=1e6, description="Relative weight of this data set in the mixture.")]
 Cap = Annotated[
-    int, Field(ge=1, le=1_000_000_000, description="Count at most so many records of this data set (examples-proportional mixing).")
+    int,
+    Field(
+        ge=1,
+        le=1_000_000_000,
+        description="Count at most so many records of this data set (examples-proportional mixing).",
+    ),
 ]
 MaxDropped = Annotated[int, Field(ge=0, le=1_000_000_000, description="More dropped records than this fail the stage.")]
-VocabularySize = Annotated[int, Field(ge=264, le=1_000_000, description="Entries of the trained vocabulary, special tokens included.")]
+VocabularySize = Annotated[
+    int, Field(ge=264, le=1_000_000, description="Entries of the trained vocabulary, special tokens included.")
+]
 
 
 class Recipe(Contract):

@@ -1,0 +1,145 @@
+"""Stages: what runs, on what, with which recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from trimtab_trainer.settings import (
+    Beta,
+    ClipNorm,
+    Epochs,
+    Epsilon,
+    EverySteps,
+    GlobalBatchSize,
+    GradientCheckpointing,
+    Keep,
+    LearningRate,
+    Loss,
+    MaxDropped,
+    MaxLength,
+    MaxSteps,
+    MicroBatchSize,
+    MinimumLearningRate,
+    OnInvalid,
+    OnTooLong,
+    Optimizer,
+    Packing,
+    Precision,
+    Schedule,
+    Seed,
+    WarmupRatio,
+    WeightDecay,
+    ZeroStage,
+)
+
+from trimtab_operator.api.base import ApiModel, StageName
+from trimtab_operator.api.data import DataSources, Validation
+from trimtab_operator.api.pod import PodShape
+
+STAGE_TYPES = ("pretrain", "sft")
+
+
+class Train(ApiModel):
+    """Hyper-parameters; what is absent takes the trainer's default."""
+
+    epochs: Epochs | None = None
+    max_steps: MaxSteps | None = None
+    global_batch_size: GlobalBatchSize | None = None
+    micro_batch_size: MicroBatchSize | None = None
+    optimizer: Optimizer | None = Field(default=None, description="adamw or sgd.")
+    learning_rate: LearningRate | None = None
+    minimum_learning_rate: MinimumLearningRate | None = None
+    schedule: Schedule | None = Field(
+        default=None, description="Learning rate after warm-up: cosine, linear or constant."
+    )
+    warmup_ratio: WarmupRatio | None = None
+    beta1: Beta | None = None
+    beta2: Beta | None = None
+    epsilon: Epsilon | None = None
+    weight_decay: WeightDecay | None = None
+    clip_norm: ClipNorm | None = None
+    seed: Seed | None = None
+    gradient_checkpointing: GradientCheckpointing | None = None
+
+
+class Checkpoint(ApiModel):
+    """When to save, and how much to keep."""
+
+    every_steps: EverySteps | None = None
+    keep: Keep | None = None
+
+
+class Parallelism(ApiModel):
+    """How the work is spread over processes."""
+
+    zero_stage: ZeroStage | None = None
+
+
+class StageDefaults(PodShape):
+    """Fields that any stage may have; `spec.defaults` sets them for all stages."""
+
+    train: Train | None = Field(default=None, description="Hyper-parameters.")
+    checkpoint: Checkpoint | None = Field(default=None, description="When to save, and how much to keep.")
+    parallelism: Parallelism | None = Field(default=None, description="How the work is spread over processes.")
+    precision: Precision | None = Field(default=None, description="bf16 or fp32; bf16 by default.")
+    nodes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="Pods of the stage; 1 by default."
+    )
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None, description="Training processes in each pod; by default the accelerators in resources, else 1."
+    )
+    retries: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="Failed attempts before the stage fails; 3 by default. Preemption is free."
+    )
+    progress_deadline_seconds: Annotated[int, Field(ge=10, le=604_800)] | None = Field(
+        default=None,
+        description="No step for so long ends the attempt; by default 10 times the median step, at least 5 minutes.",
+    )
+
+
+class Pretrain(ApiModel):
+    """Next-token loss on running text."""
+
+    data: DataSources = Field(description="Text: .txt, or JSONL, CSV or Parquet with a text column.")
+    validation: Validation | None = Field(default=None, description="Held-out text.")
+    max_length: MaxLength | None = None
+    on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
+    max_dropped: MaxDropped | None = None
+
+
+class Sft(ApiModel):
+    """Supervised fine-tuning on conversations."""
+
+    data: DataSources = Field(description="Conversations, or prompts with completions; several make a mixture.")
+    validation: Validation | None = Field(default=None, description="Held-out conversations.")
+    loss: Loss | None = Field(
+        default=None,
+        description="Tokens that bear loss: assistant (every assistant turn, default), completion (the last one), all.",
+    )
+    max_length: MaxLength | None = None
+    packing: Packing | None = None
+    on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
+    max_dropped: MaxDropped | None = None
+    on_too_long: OnTooLong | None = Field(
+        default=None, description="fail (default), truncate or drop a record of more than maxLength tokens."
+    )
+
+
+STAGE_RULES = (
+    (
+        f"[{', '.join(f'has(self.{kind})' for kind in STAGE_TYPES)}].exists_one(x, x)",
+        f"set exactly one stage type: {' or '.join(STAGE_TYPES)}",
+    ),
+)
+
+
+class Stage(StageDefaults):
+    """One step of the pipeline. Exactly one stage type is set."""
+
+    name: StageName = Field(description="Unique in this job; a DNS label.")
+    from_: StageName | None = Field(
+        default=None, alias="from", description="Earlier stage whose result this one starts from; absent: spec.model."
+    )
+    pretrain: Pretrain | None = Field(default=None, description="Next-token loss on running text.")
+    sft: Sft | None = Field(default=None, description="Supervised fine-tuning on conversations.")

@@ -1,0 +1,1 @@
+"""What knows no kind: the API server's client, the store, the queue, the loop."""

@@ -1,0 +1,73 @@
+"""What a plan asks for, as values: nothing here touches the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from trimtab_operator.core.kube import Kind, Object
+from trimtab_operator.core.names import MANAGER
+
+
+@dataclass(frozen=True)
+class Create:
+    """Create once; never applied again. A live object of that name that is not ours is an error, ours is success."""
+
+    obj: Object
+    manager: str = MANAGER
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply, skipped when the hash matches and what is desired is contained in what is live."""
+
+    obj: Object
+    manager: str = MANAGER
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete one object of that uid, children included."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str
+
+
+Action = Create | Apply | Delete
+
+
+class EventType(StrEnum):
+    """Kubernetes' two types of Events."""
+
+    NORMAL = "Normal"
+    WARNING = "Warning"
+
+
+@dataclass(frozen=True)
+class EventNote:
+    """An Event to emit once the status that it belongs to is written."""
+
+    type: EventType
+    reason: str
+    message: str
+    action: str = "Reconcile"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now. The actions run in order; the status is written after them, once, and only if it differs.
+
+    An action that relies on something recorded (an attempt's number) is planned only when the *observed* status already
+    records it; so a crash between any two writes is repaired by planning again.
+    """
+
+    actions: tuple[Action, ...] = ()
+    status: Object | None = None
+    """The whole desired status; None leaves it alone."""
+    events: tuple[EventNote, ...] = ()
+    requeue_after: float | None = None
+    """Seconds until the clock alone may change the plan; None: only an event does."""
+    notes: tuple[str, ...] = field(default=())
+    """Why, for the log; one short line each."""

@@ -1,0 +1,1 @@
+"""Prepare: everything about data that can fail, before an accelerator is claimed."""
