@@ -1,5 +1,6 @@
 """The commands of the repository: what the design promises exists, is explained, and fails with a remedy."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,9 @@ TIERS = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and a
 def make(*arguments: str, cwd: Path = ROOT, path: str | None = None) -> subprocess.CompletedProcess[str]:
     program = shutil.which("make")
     assert program, "make is not installed: apt-get install make"
-    environment = {"PATH": path} if path else None
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # of the make that runs these tests
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment |= {"PATH": path} if path else {}
     return subprocess.run([program, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
