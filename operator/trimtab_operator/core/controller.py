@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 from trimtab_operator.core.actions import Plan
 from trimtab_operator.core.kube import Kind, Object, Ref
+from trimtab_operator.core.refusals import Refusal
 from trimtab_operator.core.settings import Settings
 
 Observation = TypeVar("Observation")
@@ -23,6 +24,9 @@ class Reader(Protocol):
 
     def labelled(self, kind: Kind, namespace: str, label: str, value: str) -> list[Object]:
         """Objects of `kind` with this label, by name."""
+
+    def refusal(self, ref: Ref) -> Refusal | None:
+        """What the API server refused when this owner's last plan was carried out; None where nothing was."""
 
 
 class Controller(Protocol, Generic[Observation]):
