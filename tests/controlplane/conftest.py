@@ -1,0 +1,39 @@
+"""The control plane that the tests of this tier share: one for each test process."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.controlplane.cluster import ControlPlane
+from tests.kubernetes.build import binaries
+
+
+@pytest.fixture(scope="session")
+def kubernetes_binaries(request: pytest.FixtureRequest) -> Path:
+    """Found or built; a build of several minutes says on the terminal how far it is."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{line}", flush=True)
+
+    return binaries(say)
+
+
+@pytest.fixture(scope="session")
+def control_plane(kubernetes_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane with KWOK, its Stages below `stages/`, and 3 Ready nodes of 8 GPUs each."""
+    with ControlPlane(tmp_path_factory.mktemp("control-plane"), kubernetes_binaries) as running:
+        running.start_kwok()
+        running.add_nodes(3)
+        yield running
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """A namespace for one test; what is in it is deleted afterwards."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    control_plane.kubectl("create", "namespace", name)
+    yield name
+    control_plane.kubectl("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,59 @@
+"""One process of the control plane: it ends with the process that started it, and its errors show its log."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+LOG_TAIL_LINES = 30
+
+
+class ClusterError(RuntimeError):
+    """A component did not start or died; the message ends with the tail of its log."""
+
+
+class Component:
+    """A running process of the control plane; its output goes to `log`."""
+
+    def __init__(self, name: str, command: list[str], log: Path, environment: Mapping[str, str]) -> None:
+        self._name = name
+        self._log = log
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            raise ClusterError("setpriv is not on PATH: install util-linux; it ends the components with the test run")
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [setpriv, "--pdeathsig=KILL", "--", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=log.parent,
+            )
+
+    def check(self) -> None:
+        """Raises `ClusterError` if the process has ended."""
+        if (status := self._process.poll()) is not None:
+            self.fail(f"exited with {status}")
+
+    def fail(self, cause: str) -> NoReturn:
+        """Raises `ClusterError` with the cause and the tail of the log."""
+        tail = self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        raise ClusterError("\n".join([f"{self._name}: {cause}; the end of {self._log}:", *tail]))
+
+    def kill(self) -> None:
+        """Ends the process at once and reaps it."""
+        self._process.kill()
+        self._process.wait()
+
+
+def reserve_port() -> socket.socket:
+    """A socket that holds a free loopback port: others don't get it, a listener with SO_REUSEADDR (Go's) does."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
