@@ -26,7 +26,7 @@ HELD_OUT_SHARE = 10
 """One answer in so many is held out."""
 LONGEST_ANSWER = 240
 """Characters; a longer first paragraph makes no answer."""
-SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "ensurepip", "turtledemo", "pydoc_data"}
+SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "ensurepip", "turtledemo"}
 QUESTIONS = ("What does {} do?", "What is {} for?", "Explain {}.")
 
 

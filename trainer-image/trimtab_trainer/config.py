@@ -151,7 +151,7 @@ class PrepareConfig(Contract):
     kind: Literal["prepare"] = "prepare"
     job: JobIdentity
     root: Uri
-    """The artifact root: prepared data go to `<root>/prepared/<hex digest>/`, fetched models to `<root>/models/<hex digest>/`."""
+    """The artifact root: prepared data go to `<root>/prepared/<hex>/`, fetched models to `<root>/models/<hex>/`."""
     model: BaseModelSource
     stages: Annotated[list[PrepareStage], Field(min_length=1)]
 
@@ -166,7 +166,7 @@ class TrainConfig(Contract):
     type: StageType
     attempt: Annotated[int, Field(ge=1)]
     folder: Uri
-    """`<root>/<job>-<first 8 of uid>/<stage>`: `model/`, `metrics.jsonl`, `checkpoints/step-N/`, `logs/attempt-N/`, `attempt`."""
+    """`<root>/<job>-<first 8 of uid>/<stage>`, with `model/`, `metrics.jsonl`, `checkpoints/step-N/`, `logs/`."""
     prepared: Artifact
     """`tokenizer/` (template included), token store and row plans of this stage."""
     model: Artifact | None = None

@@ -1,4 +1,4 @@
-"""Failures that a person can act on: each carries its exit code, a reason, and one message with cause, place and remedy."""
+"""Failures that a person can act on: each has an exit code, a reason, and a message with cause, place and remedy."""
 
 from __future__ import annotations
 

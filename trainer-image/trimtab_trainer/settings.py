@@ -117,7 +117,7 @@ ValidationEverySteps = Annotated[
     Field(
         ge=1,
         le=1_000_000,
-        description="Measure the validation loss every so many steps; it is always measured before the first and after the last step.",
+        description="Measure the validation loss every so many steps, besides before the first and after the last.",
     ),
 ]
 Weight = Annotated[float, Field(gt=0, le=1e6, description="Relative weight of this data set in the mixture.")]

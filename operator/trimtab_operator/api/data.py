@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import Field
-from trimtab_trainer.settings import Cap, ValidationEverySteps, VocabularySize, Weight
 
 from trimtab_operator.api.base import ApiModel, SecretReference, Uri, rules
+from trimtab_trainer.settings import Cap, ValidationEverySteps, VocabularySize, Weight
 
 _SPECIAL_TOKEN = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -23,13 +23,14 @@ ModelUri = Annotated[
     Field(
         min_length=6,
         max_length=1024,
-        pattern=r"^((hf|s3|gs|az|https|pvc|file)://[^\s@\\]+|job://[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?)$",
+        pattern=r"^((hf|s3|gs|az|https|pvc|file)://[^\s@\\]+"
+        r"|job://[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?)$",
     ),
 ]
 
 
 class DataSource(ApiModel):
-    """One data set. Its format is recognised: chat, prompt and completion, Alpaca, ShareGPT, FLAN TSV, or plain text."""
+    """One data set. Its format is recognised: chat, prompt and completion, Alpaca, ShareGPT, FLAN TSV, plain text."""
 
     model_config = ApiModel.model_config | {"json_schema_extra": rules(_PINNED)}
 
@@ -123,7 +124,7 @@ class BaseModelSource(ApiModel):
     secret_ref: SecretReference | None = Field(default=None, description="Secret with the store's keys or HF_TOKEN.")
     config: dict[str, Any] | None = Field(
         default=None,
-        description="Random weights: Hugging Face's own configuration keys, e.g. model_type, hidden_size, num_hidden_layers.",
+        description="Random weights: Hugging Face's own configuration keys, such as model_type and hidden_size.",
         json_schema_extra={
             "type": "object",
             "maxProperties": 64,

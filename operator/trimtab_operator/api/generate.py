@@ -1,4 +1,4 @@
-"""`python -m trimtab_operator.api.generate`: write the CRDs, the chart's copies and the reference page from the models."""
+"""`python -m trimtab_operator.api.generate`: write CRDs, the chart's copies and the reference page."""
 
 from __future__ import annotations
 

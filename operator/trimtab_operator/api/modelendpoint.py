@@ -6,6 +6,9 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import Field
+
+from trimtab_operator.api.base import ApiModel, Condition, Digest, list_map, rules
+from trimtab_operator.api.pod import PodShape
 from trimtab_serving.config import (
     Dtype,
     EnablePrefixCaching,
@@ -19,9 +22,6 @@ from trimtab_serving.config import (
     ServedModelName,
     TensorParallelSize,
 )
-
-from trimtab_operator.api.base import ApiModel, Condition, Digest, list_map, rules
-from trimtab_operator.api.pod import PodShape
 
 
 class EngineArgs(ApiModel):
@@ -70,7 +70,7 @@ class ServedModel(ApiModel):
             min_length=6,
             max_length=1024,
             pattern=r"^(pvc://[^\s@\\]+|job://[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?)$",
-            description="pvc://claim/path of an artifact, or job://name/stage: then the endpoint waits for that result.",
+            description="pvc://claim/path of an artifact, or job://name/stage: the endpoint waits for that result.",
         ),
     ]
     digest: Digest | None = Field(default=None, description="sha256 of the artifact's manifest.json.")

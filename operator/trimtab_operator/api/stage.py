@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
+
+from trimtab_operator.api.base import ApiModel, StageName
+from trimtab_operator.api.data import DataSources, Validation
+from trimtab_operator.api.pod import PodShape
 from trimtab_trainer.settings import (
     Beta,
     ClipNorm,
@@ -32,10 +36,6 @@ from trimtab_trainer.settings import (
     WeightDecay,
     ZeroStage,
 )
-
-from trimtab_operator.api.base import ApiModel, StageName
-from trimtab_operator.api.data import DataSources, Validation
-from trimtab_operator.api.pod import PodShape
 
 STAGE_TYPES = ("pretrain", "sft")
 
