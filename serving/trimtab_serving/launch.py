@@ -50,7 +50,12 @@ def serve(config: ServeConfig) -> NoReturn:
     except OSError as error:
         raise StorageError(f"{config.model.uri}: {error}; check the volume") from error
     command = [sys.executable, "-m", ENTRY_POINT, *arguments(config, model, host, cpu=cpu)]
-    print(f"{config.model.uri}: all digests match; starting vLLM on {host}:{config.port}", file=sys.stderr, flush=True)
+    whose = f"{config.endpoint.namespace}/{config.endpoint.name} revision {config.revision}"
+    print(
+        f"{whose}: all digests of {config.model.uri} match; starting vLLM on {host} port {config.port}",
+        file=sys.stderr,
+        flush=True,
+    )
     os.execve(sys.executable, command, environment(os.environ, cpu=cpu))  # noqa: S606 - no shell is the point
 
 

@@ -202,3 +202,16 @@ def test_incomplete_assets_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
     with pytest.raises(BuildError, match=r"lacks etcd, .*kwok: add them, or unset the variable"):
         binaries()
+
+
+def test_a_failed_build_says_so_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable, value in {
+        "KUBEBUILDER_ASSETS": "",
+        "TRIMTAB_CACHE": str(tmp_path / "cache"),
+        "GOMODCACHE": str(tmp_path / "modules"),
+        "GOPROXY": "off",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(BuildError, match=r"(?s)module lookup disabled by GOPROXY=off.*Remedy: .*KUBEBUILDER_ASSETS"):
+        binaries(lambda line: None)
+    assert [path.name for path in (tmp_path / "cache" / "kubernetes").iterdir()] == ["lock"]

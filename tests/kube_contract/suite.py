@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-
 from tests.kube_contract.support import (
     Api,
     configmap,
@@ -20,6 +19,7 @@ from tests.kube_contract.support import (
     unique,
     until_gone,
 )
+
 from trimtab_operator.core.errors import AlreadyExists, Conflict, Invalid, NotFound
 from trimtab_operator.core.kube import CONFIGMAP, FINETUNEJOB, MODELENDPOINT, Change, Object
 

@@ -13,6 +13,7 @@ from tests.kube_contract.support import (
     unique,
     until_gone,
 )
+
 from trimtab_operator.core.kube import DEPLOYMENT, JOB, POD, Object
 
 A = "manager-a"

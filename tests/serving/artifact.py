@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -43,14 +42,6 @@ def make_artifact(folder: Path, seed: int = 0) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text("A tiny model with random weights.\n", encoding="utf-8")
-    return manifest.seal(folder, "model", {"job": "test"})
-
-
-def end_with_most_likely(folder: Path, token: int) -> str:
-    """Make `token` the end of turn of the artifact and seal it again; returns the new digest."""
-    path = folder / "generation_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**config, "eos_token_id": token}), encoding="utf-8")
     return manifest.seal(folder, "model", {"job": "test"})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.serving.artifact import make_artifact
 from tests.serving.configs import config_document
+from tests.serving.server import free_port
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import REPORT, ExitCode, FailureReport
@@ -56,13 +57,6 @@ def launch(model: Path, tmp_path: Path) -> Launch:
         return done.returncode, failure
 
     return run
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json"])
