@@ -1,0 +1,248 @@
+"""Manifests that must be refused at admission, each with the place and the words that a person needs.
+
+The same table runs against a real API server and against local mode.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+def job(**spec: Any) -> Manifest:
+    """A valid two-stage job; keyword arguments replace fields of its spec."""
+    return {
+        "apiVersion": "trimtab.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "case", "namespace": "default"},
+        "spec": {
+            "model": {
+                "config": {"model_type": "llama", "hidden_size": 64},
+                "tokenizer": {"train": {"vocabularySize": 512}},
+            },
+            "artifacts": {"uri": "pvc://models/cases"},
+            "stages": [
+                {"name": "base", "pretrain": {"data": [{"uri": "pvc://models/text.jsonl"}]}},
+                {
+                    "name": "chat",
+                    "from": "base",
+                    "sft": {"data": [{"uri": "pvc://models/chat.jsonl"}]},
+                    "train": {"learningRate": 1e-4},
+                    "resources": {"limits": {"cpu": 2, "memory": "1Gi"}},
+                },
+            ],
+            **spec,
+        },
+    }
+
+
+def endpoint(**spec: Any) -> Manifest:
+    """A valid endpoint; keyword arguments replace fields of its spec."""
+    return {
+        "apiVersion": "trimtab.dev/v1alpha1",
+        "kind": "ModelEndpoint",
+        "metadata": {"name": "case", "namespace": "default"},
+        "spec": {"servedModelName": "case", "model": {"uri": "job://case/chat"}, **spec},
+    }
+
+
+def _edited(change: Callable[[Manifest], None], base: Callable[[], Manifest] = job) -> Manifest:
+    manifest = base()
+    change(manifest)
+    return manifest
+
+
+def _stage(index: int, **fields: Any) -> Manifest:
+    return _edited(lambda m: m["spec"]["stages"][index].update(fields))
+
+
+def _model(**fields: Any) -> Manifest:
+    return job(model=fields)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A manifest and what the refusal must contain; `strict`: only refused where unknown fields are errors."""
+
+    id: str
+    manifest: Manifest
+    words: tuple[str, ...]
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class RefusedEdit:
+    """A valid manifest, an edit of it, and what the refusal of the edit must contain."""
+
+    id: str
+    before: Manifest
+    after: Manifest
+    words: tuple[str, ...]
+
+
+_TEXT = {"data": [{"uri": "pvc://models/text.jsonl"}]}
+
+REFUSED = (
+    Refused("unknown field", _stage(1, learnRate=1), ("spec.stages[1].learnRate",), strict=True),
+    Refused(
+        "misspelt stage type",
+        _edited(lambda m: m["spec"]["stages"][1].update(stf=m["spec"]["stages"][1].pop("sft"))),
+        ("spec.stages[1]", "set exactly one stage type"),
+    ),
+    Refused("two types in one stage", _stage(1, pretrain=_TEXT), ("spec.stages[1]", "set exactly one stage type")),
+    Refused("no stage type", job(stages=[{"name": "empty"}]), ("spec.stages[0]", "set exactly one stage type")),
+    Refused("cycle in from", _stage(0, **{"from": "chat"}), ("spec", "from must name an earlier stage")),
+    Refused("from itself", _stage(1, **{"from": "chat"}), ("spec", "from must name an earlier stage")),
+    Refused("from nowhere", _stage(1, **{"from": "nowhere"}), ("spec", "from must name a stage of this job")),
+    Refused(
+        "rollout from nowhere",
+        job(rollout={"from": "nowhere", "endpointName": "case"}),
+        ("spec", "rollout.from must name a stage"),
+    ),
+    Refused(
+        "name of 64 characters", _edited(lambda m: m["metadata"].update(name="n" * 64)), ("at most 63 characters",)
+    ),
+    Refused(
+        "same stage twice", job(stages=[{"name": "a", "pretrain": _TEXT}] * 2), ("spec.stages[1]", "Duplicate value")
+    ),
+    Refused("17 stages", job(stages=[{"name": f"s{i}", "pretrain": _TEXT} for i in range(17)]), ("spec.stages", "16")),
+    Refused("no stages", job(stages=[]), ("spec.stages",)),
+    Refused("upper-case stage name", _stage(0, name="Base"), ("spec.stages[0].name",)),
+    Refused("learning rate 0", _stage(1, train={"learningRate": 0}), ("spec.stages[1].train.learningRate",)),
+    Refused("learning rate as text", _stage(1, train={"learningRate": "1e-4"}), ("spec.stages[1].train.learningRate",)),
+    Refused("zero epochs", _stage(1, train={"epochs": 0}), ("spec.stages[1].train.epochs",)),
+    Refused("ZeRO 4", _stage(1, parallelism={"zeroStage": 4}), ("spec.stages[1].parallelism.zeroStage",)),
+    Refused("unknown precision", _stage(1, precision="fp8"), ("spec.stages[1].precision", "bf16")),
+    Refused("no data", _stage(0, pretrain={"data": []}), ("spec.stages[0].pretrain.data",)),
+    Refused(
+        "data by ftp",
+        _stage(0, pretrain={"data": [{"uri": "ftp://host/text"}]}),
+        ("spec.stages[0].pretrain.data[0].uri",),
+    ),
+    Refused(
+        "credentials in a URI",
+        _stage(0, pretrain={"data": [{"uri": "https://me:secret@host/x.jsonl"}]}),
+        ("spec.stages[0].pretrain.data[0].uri",),
+    ),
+    Refused(
+        "hub data without revision",
+        _stage(0, pretrain={"data": [{"uri": "hf://org/data"}]}),
+        ("spec.stages[0].pretrain.data[0]", "needs revision"),
+    ),
+    Refused(
+        "branch as revision",
+        _stage(0, pretrain={"data": [{"uri": "hf://org/data", "revision": "main"}]}),
+        ("spec.stages[0].pretrain.data[0].revision",),
+    ),
+    Refused(
+        "both kinds of validation",
+        _stage(0, pretrain=_TEXT | {"validation": _TEXT | {"fraction": 0.1}}),
+        ("spec.stages[0].pretrain.validation", "exactly one of data and fraction"),
+    ),
+    Refused(
+        "model from two places",
+        _model(uri="pvc://models/base", config={"model_type": "llama"}),
+        ("spec.model", "exactly one of uri and config"),
+    ),
+    Refused("config without tokenizer", _model(config={"model_type": "llama"}), ("spec.model", "add tokenizer.train")),
+    Refused(
+        "config without model_type",
+        _model(config={"hidden_size": 8}, tokenizer={"train": {}}),
+        ("spec.model", "config needs model_type"),
+    ),
+    Refused("hub model without revision", _model(uri="hf://org/model"), ("spec.model", "needs revision")),
+    Refused(
+        "model with a second tokenizer",
+        _model(uri="pvc://models/base", tokenizer={"train": {}}),
+        ("spec.model", "remove tokenizer"),
+    ),
+    Refused("artifacts outside a claim", job(artifacts={"uri": "s3://bucket/x"}), ("spec.artifacts.uri",)),
+    Refused(
+        "reserved variable",
+        _stage(0, env=[{"name": "LD_PRELOAD", "value": "x"}]),
+        ("spec.stages[0].env[0]", "this variable is reserved"),
+    ),
+    Refused("reserved label", _stage(0, labels={"trimtab.dev/job": "other"}), ("spec.stages[0].labels", "reserved")),
+    Refused(
+        "negative memory",
+        _stage(0, resources={"limits": {"memory": "-1"}}),
+        ("spec.stages[0].resources.limits.memory",),
+    ),
+    Refused("negative retries", _stage(0, retries=-1), ("spec.stages[0].retries",)),
+    Refused("endpoint without digest", endpoint(model={"uri": "pvc://models/x"}), ("spec.model", "needs digest")),
+    Refused(
+        "unknown engine option",
+        endpoint(engine={"args": {"trustRemoteCode": True}}),
+        ("spec.engine.args.trustRemoteCode",),
+        strict=True,
+    ),
+    Refused("negative replicas", endpoint(replicas=-1), ("spec.replicas",)),
+)
+
+
+def _edit(id: str, change: Callable[[Manifest], None], *words: str, before: Manifest | None = None) -> RefusedEdit:
+    base = job() if before is None else before
+    after = copy.deepcopy(base)
+    change(after)
+    return RefusedEdit(id, base, after, words)
+
+
+REFUSED_EDITS = (
+    _edit("another model", lambda m: m["spec"]["model"]["config"].update(hidden_size=128), "model can't be changed"),
+    _edit(
+        "another store", lambda m: m["spec"]["artifacts"].update(uri="pvc://models/other"), "artifacts can't be changed"
+    ),
+    _edit("a recipe", lambda m: m["spec"]["stages"][1]["train"].update(learningRate=2e-4), "train can't be changed"),
+    _edit("a recipe added", lambda m: m["spec"]["stages"][0].update(train={"epochs": 2}), "train can't be changed"),
+    _edit("a recipe removed", lambda m: m["spec"]["stages"][1].pop("train"), "train can't be changed"),
+    _edit(
+        "data",
+        lambda m: m["spec"]["stages"][0]["pretrain"]["data"].append({"uri": "pvc://models/more.jsonl"}),
+        "pretrain can't be changed",
+    ),
+    _edit(
+        "a stage added",
+        lambda m: m["spec"]["stages"].append({"name": "more", "pretrain": _TEXT}),
+        "stages of a job are fixed",
+    ),
+    _edit("a stage removed", lambda m: m["spec"]["stages"].pop(), "stages of a job are fixed"),
+    _edit(
+        "a rollout added",
+        lambda m: m["spec"].update(rollout={"from": "chat", "endpointName": "case"}),
+        "rollout can't be changed",
+    ),
+    _edit(
+        "resources while running",
+        lambda m: m["spec"]["stages"][1]["resources"]["limits"].update(cpu=4),
+        "only while the job is suspended",
+    ),
+    _edit("nodes while running", lambda m: m["spec"]["stages"][1].update(nodes=2), "only while the job is suspended"),
+    _edit(
+        "defaults' nodes while running",
+        lambda m: m["spec"]["defaults"].update(nodes=2),
+        "only while the job is suspended",
+        before=job(defaults={"precision": "fp32"}),
+    ),
+    _edit(
+        "defaults' precision",
+        lambda m: m["spec"]["defaults"].update(precision="bf16"),
+        "precision can't be changed",
+        before=job(defaults={"precision": "fp32"}),
+    ),
+)
+
+ACCEPTED_EDITS = (
+    _edit("suspend", lambda m: m["spec"].update(suspend=True)),
+    _edit("more retries", lambda m: m["spec"]["stages"][0].update(retries=9)),
+    _edit("a deadline", lambda m: m["spec"].update(activeDeadlineSeconds=60, ttlSecondsAfterFinished=60)),
+    _edit("nodes while suspended", lambda m: m["spec"]["stages"][1].update(nodes=2), before=job(suspend=True)),
+    _edit(
+        "resources and resume",
+        lambda m: (m["spec"]["stages"][1]["resources"]["limits"].update(cpu=4), m["spec"].update(suspend=False)),
+        before=job(suspend=True),
+    ),
+)
