@@ -1,0 +1,215 @@
+"""From records to token ids and loss masks, with all cores, in the order of the files."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Record
+from trimtab_trainer.data.template import ChatTemplate, Rendered
+from trimtab_trainer.data.tokenizer import load_tokenizer
+from trimtab_trainer.errors import BadConfiguration
+from trimtab_trainer.settings import Loss
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+PR_SET_PDEATHSIG = 1
+"""From Linux's <sys/prctl.h>."""
+BATCH = 256
+"""Records that go to a worker at once."""
+BYTES_A_WORKER = 8 << 20
+"""A worker starts in seconds (it imports transformers), so each must have enough to do."""
+
+
+class Place(NamedTuple):
+    """Where a record stands: numbers of its data set and file, the file's name, and the line."""
+
+    source: int
+    file: int
+    name: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"line {self.line} of {self.name}"
+
+
+Item = tuple[Place, Record | InvalidRecord]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record as token ids, int32 [T], with the mask of the tokens that bear loss, bool [T]."""
+
+    ids: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+
+
+Result = tuple[Place, Encoded | InvalidRecord]
+
+
+class Encoder(Protocol):
+    """Turns a batch of records into tokens, in order; what is wrong with a record stands in its place."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        """Encode `items`."""
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What a worker needs to build its encoder. `separator` is a token id, `None` for conversations."""
+
+    tokenizer: Path
+    loss: Loss
+    separator: int | None
+
+
+def build_encoder(settings: EncoderSettings) -> Encoder:
+    """Load the tokenizer; raises what `load_tokenizer` and `ChatTemplate` raise."""
+    from tokenizers import Tokenizer  # see train_tokenizer
+
+    tokenizer = load_tokenizer(settings.tokenizer)
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    # Without a post-processor offsets are exact (some trim the space in front of a word), and nothing is added.
+    backend.post_processor = None
+    backend.no_truncation()
+    backend.no_padding()
+    if settings.separator is None:
+        template = ChatTemplate(tokenizer, "the tokenizer")
+        return _ConversationEncoder(backend, template, settings.loss, tokenizer.bos_token_id)
+    added = tokenizer("").input_ids
+    start = [tokenizer.bos_token_id] if added[:1] == [tokenizer.bos_token_id] else []
+    return _DocumentEncoder(backend, start, settings.separator)
+
+
+class _DocumentEncoder:
+    """Start token (where the tokenizer adds one), text, separator. Names of control tokens in the text stay text."""
+
+    def __init__(self, backend: Tokenizer, start: list[int], separator: int) -> None:
+        self._backend, self._start, self._separator = backend, start, separator
+        backend.encode_special_tokens = True
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        texts = [item.text for _, item in items if isinstance(item, Document)]
+        encodings = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
+        return [
+            (place, item if isinstance(item, InvalidRecord) else self._finish(next(encodings))) for place, item in items
+        ]
+
+    def _finish(self, encoding: Encoding) -> Encoded:
+        ids = np.array([*self._start, *encoding.ids, self._separator], dtype=np.int32)
+        return Encoded(ids, np.ones(len(ids), dtype=np.bool_))
+
+
+class _ConversationEncoder:
+    """The whole rendered conversation is tokenized once; the mask follows from character offsets."""
+
+    def __init__(self, backend: Tokenizer, template: ChatTemplate, loss: Loss, start: int | None) -> None:
+        self._backend, self._template, self._loss, self._start = backend, template, loss, start
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        rendered = [(place, self._render(place, item)) for place, item in items]
+        texts = [item.text for _, item in rendered if isinstance(item, Rendered)]
+        encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        return [
+            (place, self._finish(item, next(encodings)) if isinstance(item, Rendered) else item)
+            for place, item in rendered
+        ]
+
+    def _render(self, place: Place, item: Record | InvalidRecord) -> Rendered | InvalidRecord:
+        if not isinstance(item, Conversation):
+            return item if isinstance(item, InvalidRecord) else InvalidRecord("running text", "give messages")
+        try:
+            return self._template.render(item, self._loss)
+        except InvalidRecord as error:
+            return error
+        except BadConfiguration as error:
+            raise BadConfiguration(f"{place}: {error.message}") from error
+
+    def _finish(self, rendered: Rendered, encoding: Encoding) -> Encoded:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if self._start is not None and ids[:2].tolist() == [self._start, self._start]:
+            raise BadConfiguration(
+                f"the chat template of {self._template.name} writes the start token twice; write it once"
+            )
+        first, last = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        starts, ends = np.array(rendered.spans, dtype=np.int64).T
+        # A token that begins before a span is one that the generation prompt would not have ended with: no target.
+        span = np.searchsorted(starts, first, side="right") - 1
+        return Encoded(ids, (span >= 0) & (last <= ends[span]) & (last > first))
+
+
+def encode_all(settings: EncoderSettings, items: Iterator[Item], size: int) -> Iterator[Result]:
+    """Encode records, in order, with constant memory.
+
+    Args:
+        settings: for each worker's encoder.
+        items: records with their places.
+        size: bytes of all files, from which the number of workers follows; little data starts none.
+    """
+    batches = iter(lambda: list(islice(items, BATCH)), [])
+    workers = min(available_cores(), size // BYTES_A_WORKER)
+    if workers <= 1:
+        encoder = build_encoder(settings)
+        for batch in batches:
+            yield from encoder(batch)
+        return
+    # Not fork: this process may hold threads of tokenizers or Arrow.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (settings,)) as pool:
+        yield from _in_order(pool, batches, 3 * workers)
+
+
+def _in_order(pool: ProcessPoolExecutor, batches: Iterator[list[Item]], window: int) -> Iterator[Result]:
+    """Results in the order of the batches, at most `window` batches ahead."""
+    pending: deque[Future[list[Result]]] = deque()
+    try:
+        for batch in batches:
+            pending.append(pool.submit(_work, batch))
+            if len(pending) >= window:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+_encoder: Encoder | None = None
+
+
+def _start_worker(settings: EncoderSettings) -> None:
+    # Ends with its parent, also when that is killed and can't say so.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # One worker a core; threads of their own would only compete.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    global _encoder
+    _encoder = build_encoder(settings)
+
+
+def _work(batch: list[Item]) -> list[Result]:
+    if _encoder is None:
+        raise RuntimeError("a worker without its encoder")
+    return _encoder(batch)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and the CPU limit of its container (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

@@ -1,0 +1,56 @@
+"""What a training record is, whatever file it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+
+class InvalidRecord(Exception):
+    """Why a record can't be used, and what to do about it; the caller adds the place."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause, remedy)
+        self.cause = cause
+        self.remedy = remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: one of `ROLES`.
+        content: its text; empty for an assistant turn that only calls tools.
+        train: False where the record says that this turn bears no loss (`"train": false` or `"weight": 0`).
+        extra: further keys that a chat template may use, such as `name` and `tool_calls`.
+    """
+
+    role: str
+    content: str
+    train: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def for_template(self) -> dict[str, Any]:
+        """The dictionary that a chat template sees."""
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, and the tools that the model may call (JSON schemas), if any."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Running text."""
+
+    text: str
+
+
+Record = Conversation | Document
