@@ -75,6 +75,7 @@ test-local: setup ## Test the whole product as processes on this machine
 	$(PYTEST) tests/local
 
 test-controlplane: setup ## Test the operator on a real kube-apiserver
+	$(PYTHON) tests/kubernetes/build.py
 	$(PYTEST) tests/controlplane
 
 generate: setup ## Write the CRDs, the chart's copies and the API reference

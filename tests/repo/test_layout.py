@@ -17,7 +17,7 @@ SHARE_OF_USUAL = 0.9
 FORBIDDEN = {
     "a path of one machine": r"(?<![\w.$}/-])/(?:work|root|home/[a-z]\w*)/(?=[\w.])",
     "the address of a package index": r"\b(?:pypi\.[o]rg|python[h]osted\.org|(?:proxy|sum)\.[g]olang\.org)\b",
-    "an option with an index address": r"--(?:extra-)?index-[u]rl|--find-[l]inks|\bGO[P]ROXY\s*[=:]",
+    "an option with an index address": r"--(?:extra-)?index-[u]rl|--find-[l]inks|\bGOPROXY\W+https?:",
     "a private key": r"-----BEGIN (?:[A-Z]+ )?PRIVATE [K]EY-----",
 }
 
@@ -77,6 +77,7 @@ def test_no_committed_file_names_a_machine_an_index_or_a_key() -> None:
         "/ho" + "me/alice/src",
         "--index-" + "url https://example.org",
         "https://py" + "pi.org/simple",
+        'GOPROXY": "https:' + "//example.org",
         "-----BEGIN RSA PRIVATE " + "KEY-----",
     ],
 )
@@ -84,6 +85,8 @@ def test_the_search_finds_what_it_forbids(line: str) -> None:
     assert offences(line)
 
 
-@pytest.mark.parametrize("line", ["${ROOT}/work/x", "tests/work/plan", "https://example.org/root/x", "a/home/b"])
+@pytest.mark.parametrize(
+    "line", ["${ROOT}/work/x", "tests/work/plan", "https://example.org/root/x", "a/home/b", "GOPROXY=off"]
+)
 def test_the_search_leaves_ordinary_text_alone(line: str) -> None:
     assert offences(line) == []
