@@ -77,7 +77,7 @@ def test_no_committed_file_names_a_machine_an_index_or_a_key() -> None:
         "/ho" + "me/alice/src",
         "--index-" + "url https://example.org",
         "https://py" + "pi.org/simple",
-        'GOPROXY": "https:' + "//example.org",
+        'GOPROXY": "htt' + "ps://example.org",
         "-----BEGIN RSA PRIVATE " + "KEY-----",
     ],
 )
