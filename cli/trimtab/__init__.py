@@ -1,0 +1,1 @@
+"""The `trimtab` command, also reached as `kubectl trimtab`."""
