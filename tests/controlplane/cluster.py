@@ -154,8 +154,7 @@ class ControlPlane:
             for name in names
         ]
         self.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": nodes}))
-        ready = ["--for=condition=Ready", f"--timeout={START_SECONDS}s"]
-        self.kubectl("wait", *ready, *(f"node/{name}" for name in names))
+        self._wait("kwok", "a Ready condition on each new node", lambda: self._ready_nodes().issuperset(names))
         return names
 
     def kubectl(
@@ -231,6 +230,15 @@ class ControlPlane:
 
     def _has_default_account(self) -> bool:
         return self._get("/api/v1/namespaces/default/serviceaccounts/default")[0] == http.HTTPStatus.OK
+
+    def _ready_nodes(self) -> set[str]:
+        nodes = json.loads(self._get("/api/v1/nodes")[1])["items"]
+        ready = {"type": "Ready", "status": "True"}
+        return {
+            node["metadata"]["name"]
+            for node in nodes
+            if any(ready.items() <= condition.items() for condition in node["status"].get("conditions", []))
+        }
 
     def _get(self, path: str) -> tuple[int, str]:
         """A request as the admin, without kubectl's start-up cost: status and body."""

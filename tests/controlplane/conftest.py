@@ -35,5 +35,7 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """A namespace for one test; what is in it is deleted afterwards."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     control_plane.kubectl("create", "namespace", name)
+    # Before its service account is there, pods are refused.
+    control_plane.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=60s")
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
