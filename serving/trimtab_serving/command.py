@@ -30,6 +30,7 @@ _ALWAYS = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_ST
 _ON_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinning fails in a cpuset, and two servers would share the same cores
     "TORCH_COMPILE_DISABLE": "1",  # eager mode leaves functions compiled, and the first answer waits for them
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker lives in the engine's process: one start less; needs nobind
 }
 
 

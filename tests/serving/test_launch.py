@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.serving.artifact import make_artifact
 from tests.serving.configs import config_document
-from tests.serving.server import free_port
+from tests.serving.server import own_address
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import REPORT, ExitCode, FailureReport
@@ -37,15 +37,15 @@ def model(sealed: Path, tmp_path: Path) -> Path:
 def launch(model: Path, tmp_path: Path) -> Launch:
     """Run the launcher, on what is a good configuration but for the changes; returns exit code and report."""
 
-    def run(address: str = "127.0.0.1", digest: str | None = None, **changes: Any) -> tuple[int, FailureReport]:
+    def run(address: str | None = None, digest: str | None = None, **changes: Any) -> tuple[int, FailureReport]:
         source = {"uri": "pvc://models/model", "digest": digest or manifest.manifest_digest(model)}
         config = tmp_path / "config.json"
-        config.write_text(json.dumps(config_document(**{"model": source, "port": free_port(), **changes})))
+        config.write_text(json.dumps(config_document(**{"model": source, **changes})))
         report = tmp_path / "termination-log"
         environment = os.environ | {
             "TRIMTAB_VOLUMES": json.dumps({"models": str(model.parent)}),
             "TRIMTAB_TERMINATION_LOG": str(report),
-            "TRIMTAB_LISTEN_ADDRESS": address,
+            "TRIMTAB_LISTEN_ADDRESS": address or own_address(),
         }
         command = [sys.executable, "-m", "trimtab_serving", str(config)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -122,12 +122,12 @@ def test_no_folder_and_no_claim(launch: Launch) -> None:
 
 def test_a_port_in_use(launch: Launch) -> None:
     with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
+        holder.bind((own_address(), 0))
         holder.listen()
         port = holder.getsockname()[1]
         code, failure = launch(port=port)
     assert (code, failure.reason) == (ExitCode.BAD_CONFIGURATION, "AddressUnavailable")
-    assert f"127.0.0.1 port {port}: Address already in use; stop the process" in failure.message
+    assert f"{own_address()} port {port}: Address already in use; stop the process" in failure.message
 
 
 @pytest.mark.parametrize("address", ["not-an-address", "192.0.2.1"])
