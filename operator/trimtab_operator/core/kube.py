@@ -85,7 +85,7 @@ class Kube(Protocol):
         """POST; `AlreadyExists` where the name is taken."""
 
     async def apply(self, obj: Object, *, manager: str) -> Object:
-        """Server-side apply with force. `metadata.resourceVersion` and `uid`, if given, are preconditions (`Conflict`)."""
+        """Server-side apply with force. A given `metadata.resourceVersion` or `uid` is a precondition (`Conflict`)."""
 
     async def apply_status(self, obj: Object, *, manager: str) -> Object:
         """Server-side apply to the status subresource, likewise; `NotFound` where the object is gone."""

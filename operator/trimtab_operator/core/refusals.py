@@ -9,7 +9,7 @@ from trimtab_operator.core.kube import Ref
 
 @dataclass(frozen=True)
 class Refusal:
-    """A write that asking again will not mend: it broke the schema, an admission rule, a quota, RBAC, or the name is taken."""
+    """A write that was refused: by the schema, an admission rule, a quota or RBAC, or because the name is taken."""
 
     target: Ref
     """The object that could not be written or deleted."""
