@@ -75,3 +75,16 @@ class Preempted(StageError):
 
     exit_code = ExitCode.PREEMPTED
     reason = "Preempted"
+
+
+class Superseded(StageError):
+    """A newer attempt of the same stage has taken over."""
+
+    reason = "Superseded"
+
+
+class Killed(StageError):
+    """A process died of a signal, or for want of memory."""
+
+    exit_code = ExitCode.KILLED
+    reason = "Killed"

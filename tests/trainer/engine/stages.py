@@ -1,0 +1,247 @@
+"""A small prepared data set, a tiny model, and runs of the real entry point on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trimtab_trainer import manifest
+from trimtab_trainer.config import REPORT, Artifact, JobIdentity, StageType, TrainConfig, dump
+from trimtab_trainer.data.store import VALIDATION, PreparedInfo, RowPlan, TokenStore, TokenWriter, epoch_name
+from trimtab_trainer.data.store import write_info, write_plan
+from trimtab_trainer.settings import Checkpoint, Loss, Recipe
+
+VOCABULARY = 64
+SEPARATOR, END_OF_TURN, PADDING = 0, 1, 2
+TINY_LLAMA = {
+    "model_type": "llama",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+JOB = JobIdentity(namespace="default", name="tiny", uid="11111111-2222-3333-4444-555555555555")
+
+
+def write_prepared(
+    root: Path,
+    *,
+    row_counts: list[int],
+    batch: int,
+    max_steps: int | None = None,
+    validation: int = 0,
+    stage_type: StageType = StageType.PRETRAIN,
+    model_config: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Artifact:
+    """Ragged rows of one to three segments; `row_counts` has the rows of each epoch."""
+    draft = root / "volume" / "prepared" / "draft"
+    draft.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    total = max(row_counts) + validation
+    with TokenWriter(draft, VOCABULARY) as writer:
+        file = writer.add_file("data.jsonl")
+        segments_of_row = []
+        for row in range(total):
+            segments = []
+            for _ in range(int(rng.integers(1, 4))):
+                length = int(rng.integers(2, 9))
+                start = int(rng.integers(3, VOCABULARY))
+                # a learnable rule: each token is the one before plus 3
+                ids = (3 + (start + 3 * np.arange(length)) % (VOCABULARY - 3)).astype(np.int32)
+                mask = rng.random(length) < (1.0 if stage_type is StageType.PRETRAIN else 0.6)
+                mask[-1] = True
+                segments.append((writer.append(ids, mask, file, 10 * row + len(segments) + 1), 0, length))
+            segments_of_row.append(segments)
+    store = TokenStore(draft, writer.dtype)
+    for epoch, count in enumerate(row_counts):
+        order = np.random.default_rng([seed, epoch]).permutation(max(row_counts))[:count]
+        write_plan(draft, epoch_name(epoch), _plan([segments_of_row[i] for i in order]), store)
+    if validation:
+        write_plan(draft, VALIDATION, _plan(segments_of_row[max(row_counts) :]), store)
+    _write_tokenizer(draft / "tokenizer")
+    (draft / "model_config.json").write_text(json.dumps(model_config or TINY_LLAMA))
+    steps = sum(-(-count // batch) for count in row_counts)
+    info = PreparedInfo(
+        type=stage_type,
+        loss=Loss.ALL,
+        max_length=32,
+        packing=True,
+        seed=seed,
+        records=total,
+        dropped=0,
+        truncated=0,
+        tokens=int(store.offsets[-1]),
+        validation_records=validation,
+        global_batch_size=batch,
+        epochs=len(row_counts),
+        epoch_rows=row_counts,
+        total_steps=min(steps, max_steps or steps),
+        vocabulary_size=VOCABULARY,
+        token_dtype=writer.dtype,
+        tokenizer_digest="sha256:" + "0" * 64,
+        document_separator_id=SEPARATOR,
+        end_of_turn_id=END_OF_TURN,
+        padding_id=PADDING,
+    )
+    write_info(draft, info)
+    digest = manifest.seal(draft, "prepared", {})
+    name = digest.removeprefix("sha256:")
+    manifest.publish(draft, draft.with_name(name))
+    return Artifact(uri=f"pvc://models/prepared/{name}", digest=digest)
+
+
+def _plan(rows: list[list[tuple[int, int, int]]]) -> RowPlan:
+    bounds = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
+    return RowPlan(np.array([segment for row in rows for segment in row], dtype=np.int64), bounds)
+
+
+def _write_tokenizer(folder: Path) -> None:
+    words = ["<|document|>", "<|end|>", "<|pad|>", *(f"w{i}" for i in range(3, VOCABULARY))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|document|>", pad_token="<|pad|>")
+    fast.chat_template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    fast.save_pretrained(folder)
+
+
+def stage(prepared: Artifact, **changes: Any) -> TrainConfig:
+    """A stage of one process; `recipe` and `checkpoint` are given as dictionaries."""
+    recipe = Recipe(**{"learning_rate": 1e-2, "epsilon": 1e-6, **changes.pop("recipe", {})})
+    checkpoint = Checkpoint(**changes.pop("checkpoint", {}))
+    values = {
+        "job": JOB,
+        "stage": "base",
+        "type": StageType.PRETRAIN,
+        "attempt": 1,
+        "folder": "pvc://models/tiny/base",
+        "prepared": prepared,
+        "recipe": recipe,
+        "checkpoint": checkpoint,
+        "precision": "fp32",
+        "progress_port": 0,
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+@dataclass
+class Run:
+    """A stage under way, or ended, as a container."""
+
+    root: Path
+    config: TrainConfig
+    process: subprocess.Popen[str]
+    output: str = ""
+    messages: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder."""
+        return self.root / "volume" / self.config.folder.removeprefix("pvc://models/")
+
+    def finish(self, timeout: float = 240) -> int:
+        """Wait for the end; returns the exit code."""
+        self.output, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode
+
+    @property
+    def report(self) -> Any:
+        """The termination message."""
+        return REPORT.validate_json((self.root / "termination.json").read_bytes())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Of `metrics.jsonl`: the rows of optimiser steps."""
+        return [row for row in self.all_rows() if "loss" in row]
+
+    def all_rows(self) -> list[dict[str, Any]]:
+        """All complete rows of `metrics.jsonl`."""
+        file = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
+
+    def log(self, rank: int = 0) -> str:
+        """Log of one training process."""
+        return (self.folder / "logs" / f"attempt-{self.config.attempt}" / f"rank-{rank}.log").read_text()
+
+    def rank_pids(self) -> dict[int, int]:
+        """Process ids of the training processes, by rank."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+                if (
+                    b"trimtab_trainer.engine.worker" not in command
+                    or str(self.root / "stage.json").encode() not in command
+                ):
+                    continue
+                if b"trimtab_trainer.supervisor.torchrun" in command:
+                    continue
+                environment = dict(e.split(b"=", 1) for e in (entry / "environ").read_bytes().split(b"\0") if b"=" in e)
+            except OSError:
+                continue
+            found[int(environment[b"RANK"])] = int(entry.name)
+        return found
+
+    def wait_for(self, condition: Callable[[], object], timeout: float = 180) -> None:
+        """Poll until `condition` holds; fails with the output if the stage ends first."""
+        until = time.monotonic() + timeout
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                raise AssertionError(f"ended or timed out before the condition held:\n{self.process.communicate()[0]}")
+            time.sleep(0.02)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until `step` stands in the metrics."""
+        self.wait_for(lambda: any(row["step"] >= step and row["attempt"] == self.config.attempt for row in self.rows()))
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the container's first process."""
+        self.process.send_signal(number)
+
+
+def start(root: Path, config: TrainConfig, environment: dict[str, str] | None = None, **options: Any) -> Run:
+    """Start the stage as a container would, through `python -m trimtab_trainer FILE`."""
+    volume = root / "volume"
+    volume.mkdir(parents=True, exist_ok=True)
+    (root / "termination.json").unlink(missing_ok=True)
+    file = root / "stage.json"
+    file.write_text(dump(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trimtab_trainer", str(file)],
+        env={
+            **os.environ,
+            "TRIMTAB_VOLUMES": json.dumps({"models": str(volume)}),
+            "TRIMTAB_TERMINATION_LOG": str(root / "termination.json"),
+            "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+    return Run(root, config, process)
+
+
+def run(root: Path, config: TrainConfig, environment: dict[str, str] | None = None, **options: Any) -> tuple[Run, int]:
+    """Start the stage and wait for its end."""
+    started = start(root, config, environment, **options)
+    return started, started.finish()

@@ -1,0 +1,1 @@
+"""Losses and schedules as free functions."""

@@ -1,0 +1,166 @@
+"""The folder of checkpoints: names, publication, choice of the one to resume from, pruning. Imports no torch.
+
+A checkpoint is a sealed folder `checkpoints/step-N/`. One whose bytes differ from its manifest is renamed to
+`step-N.corrupt` and never read again.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from trimtab_trainer import manifest
+from trimtab_trainer.config import CheckpointReport, Digest, TrainConfig
+from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing
+from trimtab_trainer.settings import Contract, Precision, Recipe, ZeroStage
+from trimtab_trainer.supervisor.fence import Fence
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"step-(\d+)")
+_CORRUPT = re.compile(r"step-\d+\.corrupt.*")
+STATE_FILE = "trainer.json"
+
+
+class Identity(Contract):
+    """What must be equal for a checkpoint to be resumed from."""
+
+    type: Literal["pretrain", "sft"]
+    prepared: Digest
+    model: Digest | None
+    recipe: Recipe
+    precision: Precision
+    zero_stage: ZeroStage
+
+
+class TrainerState(Contract):
+    """Contents of `trainer.json`: where training stands. Weights, optimiser and RNG states are in files beside it."""
+
+    identity: Identity
+    step: int
+    """Optimiser steps done."""
+    epoch: int
+    row: int
+    """Rows done of this epoch's global order."""
+    tokens: int
+    world_size: int
+    threads: int
+    attempt: int
+
+
+def identity(config: TrainConfig) -> Identity:
+    """The identity of the checkpoints that `config` writes."""
+    return Identity(
+        type=config.type.value,
+        prepared=config.prepared.digest,
+        model=config.model.digest if config.model else None,
+        recipe=config.recipe,
+        precision=config.precision,
+        zero_stage=config.zero_stage,
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one stage, as one attempt sees them."""
+
+    def __init__(self, stage_folder: Path, fence: Fence) -> None:
+        self.folder = stage_folder / "checkpoints"
+        self._fence = fence
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of `step` is, or will be."""
+        return self.folder / f"step-{step}"
+
+    def draft(self, step: int) -> Path:
+        """Where it is written first."""
+        return self.folder / f".draft-step-{step}-attempt-{self._fence.attempt}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match[1]) for p in self.folder.iterdir() if (match := _NAME.fullmatch(p.name)))
+
+    def reports(self) -> list[CheckpointReport]:
+        """Step and digest of each checkpoint, ascending; digests are not verified here."""
+        return [CheckpointReport(step=step, digest=manifest.manifest_digest(self.path(step))) for step in self.steps()]
+
+    def publish(self, state: TrainerState, keep: int) -> str:
+        """Seal the draft of this step and give it its name, unless a newer attempt has come; returns the digest."""
+        draft = self.draft(state.step)
+        (draft / STATE_FILE).write_text(state.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
+        digest = manifest.seal(draft, "checkpoint", lineage={"step": state.step, "attempt": state.attempt})
+        self._fence.check()
+        manifest.publish(draft, self.path(state.step))
+        for step in self.steps()[:-keep]:
+            shutil.rmtree(self.path(step))
+        return digest
+
+    def remove_drafts(self) -> None:
+        """Remove what an interrupted save left."""
+        for draft in self.folder.glob(".draft-*"):
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def newest_verified(self, config: TrainConfig) -> TrainerState | None:
+        """State of the newest checkpoint whose every byte is as it was written; None where there never was one.
+
+        Corrupt ones are set aside, with a warning.
+
+        Raises:
+            CorruptArtifact: there were checkpoints, but none is left.
+            BadConfiguration: the checkpoint was written with other settings or another number of processes.
+        """
+        for step in reversed(self.steps()):
+            folder = self.path(step)
+            try:
+                manifest.verify(folder)
+            except (CorruptArtifact, InputMissing) as error:
+                aside = self._set_aside(folder)
+                _log.warning("%s; set aside as %s, trying the one before", error.message, aside.name)
+                continue
+            state = TrainerState.model_validate_json((folder / STATE_FILE).read_bytes())
+            _check_fits(folder, state, config)
+            return state
+        if self.folder.is_dir() and any(_CORRUPT.fullmatch(p.name) for p in self.folder.iterdir()):
+            raise CorruptArtifact(
+                f"{self.folder}: no checkpoint is left that can be resumed from; restore one from a backup, "
+                f"or remove {self.folder} to train the stage from its first step",
+                stage=config.stage,
+            )
+        return None
+
+    def _set_aside(self, folder: Path) -> Path:
+        aside = folder.with_name(f"{folder.name}.corrupt")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = folder.with_name(f"{folder.name}.corrupt-{number}")
+        return folder.rename(aside)
+
+
+def _check_fits(folder: Path, state: TrainerState, config: TrainConfig) -> None:
+    expected = identity(config)
+    differing = [name for name in Identity.model_fields if getattr(state.identity, name) != getattr(expected, name)]
+    if differing:
+        raise BadConfiguration(
+            f"{folder}: written with another {', '.join(differing)}; what defines a stage's result can't change on the "
+            f"way: create a new job, or remove {folder.parent} to train from the first step",
+            stage=config.stage,
+        )
+    world_size = config.nodes * config.processes_per_node
+    if state.world_size != world_size:
+        raise BadConfiguration(
+            f"{folder}: written by {state.world_size} processes, this attempt has {world_size}; resuming with another "
+            f"number is not supported yet: set nodes x processesPerNode to {state.world_size}, or remove {folder.parent} "
+            "to train from the first step",
+            stage=config.stage,
+        )
+    if state.threads != config.threads:
+        _log.warning(
+            "%s: written with %d threads a process, this attempt has %d: the result can differ by rounding",
+            folder,
+            state.threads,
+            config.threads,
+        )

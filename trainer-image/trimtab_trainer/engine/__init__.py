@@ -1,0 +1,1 @@
+"""The training processes: DeepSpeed, the optimiser loop, checkpoints and the result."""

@@ -1,0 +1,90 @@
+"""Which rows a step takes, who takes which, and how they become tensors. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trimtab_trainer.data.store import Row
+
+
+@dataclass(frozen=True)
+class Step:
+    """Optimiser step `index` (from 0) takes the rows [start, stop) of the global order of `epoch`.
+
+    The last step of an epoch may take fewer than `globalBatchSize`.
+    """
+
+    index: int
+    epoch: int
+    start: int
+    stop: int
+    epoch_rows: int
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs done after this step, e.g. 1.25."""
+        return self.epoch + self.stop / self.epoch_rows
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one process puts through the model at once.
+
+    Attributes:
+        input_ids: int64 [R, T]; rows shorter than T are padded on the right.
+        position_ids: int64 [R, T]; restart at 0 with each segment. Given without an attention mask, transformers
+            isolates segments from that alone. The padding is a segment of its own, so no token sees it.
+        loss_mask: bool [R, T]; token t bears loss as a target.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    loss_mask: torch.Tensor
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`."""
+        return MicroBatch(self.input_ids.to(device), self.position_ids.to(device), self.loss_mask.to(device))
+
+
+def plan_steps(epoch_rows: Sequence[int], global_batch_size: int, total_steps: int, first: int = 0) -> Iterator[Step]:
+    """The steps from index `first` up to `total_steps`."""
+    index = 0
+    for epoch, rows in enumerate(epoch_rows):
+        for start in range(0, rows, global_batch_size):
+            if index == total_steps:
+                return
+            if index >= first:
+                yield Step(index, epoch, start, min(start + global_batch_size, rows), rows)
+            index += 1
+
+
+def rows_of_rank(start: int, stop: int, rank: int, world_size: int) -> range:
+    """The rows of [start, stop) that a rank takes. Rank 0 has the most, no rank more than one fewer."""
+    return range(start + rank, stop, world_size)
+
+
+def micro_batch_count(rows: int, world_size: int, micro_batch_size: int) -> int:
+    """Micro-batches that every rank runs for a step of so many rows, so that collectives match."""
+    most = -(-rows // world_size)
+    return -(-most // micro_batch_size)
+
+
+def collate(rows: Sequence[Row], padding_id: int) -> MicroBatch:
+    """Rows side by side. No rows: one that bears no loss, for a rank that must take part in a step without rows."""
+    if not rows:
+        ids = torch.full((1, 2), padding_id, dtype=torch.int64)
+        return MicroBatch(ids, torch.arange(2)[None], torch.zeros(1, 2, dtype=torch.bool))
+    length = max(2, *(len(row.input_ids) for row in rows))
+    input_ids = torch.full((len(rows), length), padding_id, dtype=torch.int64)
+    position_ids = torch.zeros((len(rows), length), dtype=torch.int64)
+    loss_mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        size = len(row.input_ids)
+        input_ids[i, :size] = torch.from_numpy(row.input_ids)
+        loss_mask[i, :size] = torch.from_numpy(row.loss_mask)
+        lengths = [*row.segment_lengths, length - size] if size < length else row.segment_lengths
+        position_ids[i] = torch.cat([torch.arange(n) for n in lengths])
+    return MicroBatch(input_ids, position_ids, loss_mask)

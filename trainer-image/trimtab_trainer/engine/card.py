@@ -1,0 +1,72 @@
+"""The model card: what the model is, where it comes from, how its loss went."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.data.store import PreparedInfo
+from trimtab_trainer.lineage import Lineage
+
+_PLOT = "loss.png"
+
+
+def write_card(
+    folder: Path, config: TrainConfig, info: PreparedInfo, lineage: Lineage, rows: list[dict[str, Any]]
+) -> None:
+    """Write `README.md` and the plot beside it."""
+    _plot(folder / _PLOT, rows)
+    metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
+    recipe = json.dumps(config.recipe.model_dump(mode="json", by_alias=True), indent=2)
+    base = f"`{config.model.digest}`" if config.model else "random weights"
+    text = f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [trimtab, {config.type.value}]
+---
+
+# {config.job.name} / {config.stage}
+
+Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.namespace}/{config.job.name}` with Trimtab.
+
+| | |
+| --- | --- |
+| starting weights | {base} |
+| prepared data | `{config.prepared.digest}` |
+| records an epoch | {info.records:,} |
+| tokens trained on | {lineage.tokens:,} |
+| optimiser steps | {lineage.step:,} |
+| dtype | {lineage.dtype} |
+
+| metric (nats per loss-bearing token) | value |
+| --- | --- |
+{metrics}
+
+![Loss over steps]({_PLOT})
+
+## Recipe
+
+```json
+{recipe}
+```
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _plot(file: Path, rows: list[dict[str, Any]]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", "-"), ("validationLoss", "validation", "o--")):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend()
+    figure.savefig(file, dpi=120, metadata={"Software": None})

@@ -1,0 +1,77 @@
+"""Saving and restoring the whole state of training; bitwise at the same number of processes and threads."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab_trainer.checkpoints import Checkpoints, TrainerState
+from trimtab_trainer.engine.distributed import Group
+from trimtab_trainer.engine.setup import Engine
+from trimtab_trainer.errors import StageError, StorageError
+from trimtab_trainer.failures import is_storage_error, to_stage_error
+
+
+def save(engine: Engine, group: Group, checkpoints: Checkpoints, state: TrainerState, keep: int) -> None:
+    """Write a checkpoint, whole or not at all; collective.
+
+    Raises:
+        StorageError: the volume took not all of it; the checkpoints before are as they were.
+        Superseded: a newer attempt has taken over.
+    """
+    draft = checkpoints.draft(state.step)
+    try:
+        if group.is_first:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        group.barrier()
+        engine.save(str(draft))
+        torch.save(_rng_state(group.device), _rng_file(draft, group.rank))
+        group.barrier()
+        if group.is_first:
+            checkpoints.publish(state, keep)
+        group.barrier()
+    except Exception as error:
+        if isinstance(error, StageError) or not is_storage_error(error):
+            raise
+        shutil.rmtree(draft, ignore_errors=True)
+        cause = to_stage_error(error).message
+        raise StorageError(f"{checkpoints.path(state.step)}: the checkpoint could not be saved: {cause}") from error
+
+
+def restore(engine: Engine, group: Group, folder: Path) -> None:
+    """Read weights, optimiser and RNG states back; collective. The folder's digests have been verified."""
+    engine.load(str(folder))
+    _set_rng_state(torch.load(_rng_file(folder, group.rank), weights_only=True), group.device)
+
+
+def _rng_file(folder: Path, rank: int) -> Path:
+    return folder / f"rng-rank-{rank}.pt"
+
+
+def _rng_state(device: torch.device) -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=True)
+    assert isinstance(numpy_state, tuple)
+    name, keys, position, has_gauss, cached = numpy_state
+    return {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": (version, list(internal), gauss),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+    }
+
+
+def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["device"] is not None:
+        torch.cuda.set_rng_state(state["device"], device)
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))

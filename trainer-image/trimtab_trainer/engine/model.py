@@ -1,0 +1,78 @@
+"""The model: random weights from a configuration, or the weights of an artifact."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from trimtab_trainer import manifest
+from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.errors import BadConfiguration
+from trimtab_trainer.settings import Precision
+from trimtab_trainer.volumes import local_path
+
+ATTENTION = "sdpa"
+"""Packing relies on it: transformers isolates segments by position_ids alone with sdpa and eager."""
+DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
+
+
+def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> PreTrainedModel:
+    """The stage's starting weights in the stage's precision, on the CPU; dropout as the model's configuration says.
+
+    Args:
+        config: the stage.
+        prepared: its prepared data, which has the configuration for random weights.
+        verify: check the artifact's digest (one process a pod does).
+    """
+    dtype = DTYPES[config.precision]
+    if config.model is None:
+        model = _random_model(prepared, config.recipe.seed, dtype)
+    else:
+        folder = local_path(config.model.uri)
+        if verify:
+            manifest.verify(folder, config.model.digest)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True, trust_remote_code=False
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if prepared.info.vocabulary_size > rows:
+        raise BadConfiguration(
+            f"the tokenizer has {prepared.info.vocabulary_size} tokens, the model embeds {rows}; "
+            "use the tokenizer that belongs to the model, or set vocab_size in model.config",
+            stage=config.stage,
+        )
+    if config.recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.config.use_cache = False
+    return model
+
+
+def _random_model(prepared: PreparedData, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    """Weights drawn in fp32 from `seed`, the same on every rank, then rounded."""
+    keys = prepared.model_config
+    if keys is None:
+        raise BadConfiguration(f"{prepared.folder}: no model_config.json, and the stage names no model to start from")
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**keys), dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+    )
+    return model.to(dtype)
+
+
+def flops_per_token(model: PreTrainedModel, length: int) -> float:
+    """FLOP of forward and backward for one token: 6·N + 6·L·h·S, causal (PaLM, appendix B; N without embeddings' lookup)."""
+    config = model.config
+    parameters = sum(p.numel() for p in model.parameters())
+    if not config.tie_word_embeddings:
+        parameters -= model.get_input_embeddings().weight.numel()
+    return 6.0 * parameters + 6.0 * config.num_hidden_layers * config.hidden_size * length
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Dense peak of a known accelerator in FLOP/s, from NVIDIA's data sheets; None elsewhere, rather than a guess."""
+    if device.type != "cuda" or dtype is not torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+    return next((peak for part, peak in known.items() if part in name), None)

@@ -1,0 +1,112 @@
+"""The result of a stage: `model/` in Hugging Face's format, reloaded and compared before anybody sees it."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from trimtab_trainer import manifest
+from trimtab_trainer.config import Metric, StageType, TrainConfig
+from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.engine.card import write_card
+from trimtab_trainer.engine.distributed import Group
+from trimtab_trainer.engine.model import DTYPES
+from trimtab_trainer.engine.setup import Engine
+from trimtab_trainer.errors import StorageError
+from trimtab_trainer.failures import is_storage_error, to_stage_error
+from trimtab_trainer.lineage import Lineage
+from trimtab_trainer.supervisor.fence import Fence
+from trimtab_trainer.volumes import local_path
+
+_PACKAGES = ("trimtab", "torch", "transformers", "deepspeed", "tokenizers", "safetensors")
+
+
+def publish_result(
+    engine: Engine,
+    group: Group,
+    config: TrainConfig,
+    prepared: PreparedData,
+    fence: Fence,
+    rows: list[dict[str, Any]],
+    metrics: list[Metric],
+    tokens: int,
+) -> str | None:
+    """Write, check and publish `model/`, then remove the checkpoints; collective. Returns the digest on rank 0.
+
+    Raises:
+        StorageError: the volume can't take it, or gave back other bytes than it was given.
+    """
+    weights = engine.weights()
+    if not group.is_first:
+        group.barrier()
+        return None
+    folder = local_path(config.folder)
+    draft = folder / f".draft-model-attempt-{config.attempt}"
+    for old in folder.glob(".draft-model-*"):
+        shutil.rmtree(old)
+    dtype = DTYPES[config.precision]
+    lineage = Lineage.of(
+        config,
+        dtype=str(dtype).removeprefix("torch."),
+        step=prepared.info.total_steps,
+        tokens=tokens,
+        metrics=metrics,
+        versions={name: version(name) for name in _PACKAGES},
+    )
+    try:
+        _write_model(draft, engine.module, weights, prepared, dtype)
+        _check_reload(draft, weights, dtype)
+        write_card(draft, config, prepared.info, lineage, rows)
+        digest = manifest.seal(draft, "model", lineage.model_dump(mode="json", by_alias=True))
+        fence.check()
+        manifest.publish(draft, folder / "model")
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if not is_storage_error(error):
+            raise
+        raise StorageError(
+            f"{folder / 'model'}: the result could not be saved: {to_stage_error(error).message}"
+        ) from error
+    manifest.verify(folder / "model", digest)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    group.barrier()
+    return digest
+
+
+def _write_model(
+    folder: Path, module: PreTrainedModel, weights: dict[str, torch.Tensor], prepared: PreparedData, dtype: torch.dtype
+) -> None:
+    shutil.copytree(prepared.tokenizer_folder, folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(module.config, dtype=dtype)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    model.config.use_cache = True
+    model.generation_config = _generation_config(module, prepared)
+    for setting in (model.config, model.generation_config):
+        setting.eos_token_id = _end_id(prepared)
+        setting.pad_token_id = prepared.info.padding_id
+    model.save_pretrained(folder)
+
+
+def _generation_config(module: PreTrainedModel, prepared: PreparedData) -> GenerationConfig:
+    return module.generation_config or GenerationConfig()
+
+
+def _end_id(prepared: PreparedData) -> int:
+    """What ends a text of the model: the end of a turn after `sft`, the document separator after `pretrain`."""
+    info = prepared.info
+    return info.end_of_turn_id if info.type is StageType.SFT else info.document_separator_id
+
+
+def _check_reload(folder: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Load what was written as anybody would, and compare every tensor with the engine's, bit for bit."""
+    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).state_dict()
+    for name, tensor in weights.items():
+        if name not in reloaded or not torch.equal(reloaded[name], tensor):
+            raise StorageError(f"{folder}: {name} reads back other than the engine holds it; run the stage again")

@@ -1,0 +1,116 @@
+"""The DeepSpeed engine: its configuration, parameter groups and optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.settings import Optimizer, Precision, Recipe
+
+
+def engine_config(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    Accumulation is ours (`managed_gradient_accumulation: false`): the loss is scaled to the step's own number of tokens,
+    and `gradient_accumulation_steps` stays 1 because DeepSpeed divides by it even so. Gradients accumulate in fp32.
+    bf16 with fp32 accumulation needs a sharding optimiser, so ZeRO 0 runs as ZeRO 1 there: the same numbers, less memory.
+    """
+    is_bf16 = config.precision is Precision.BF16
+    stage = max(config.zero_stage, 1) if is_bf16 else config.zero_stage
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": config.recipe.clip_norm if stage else 0.0,
+        "steps_per_print": 1 << 60,
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": is_bf16},
+    }
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices decay; norms, biases and other vectors do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """torch's own optimiser; DeepSpeed's need a compiler."""
+    if recipe.optimizer is Optimizer.SGD:
+        return torch.optim.SGD(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), eps=recipe.epsilon)
+
+
+class Engine:
+    """DeepSpeed's engine behind the five verbs that the loop uses."""
+
+    def __init__(self, model: PreTrainedModel, config: TrainConfig) -> None:
+        self._recipe = config.recipe
+        optimizer = build_optimizer(parameter_groups(model, config.recipe.weight_decay), config.recipe)
+        self._unsharded_norm: torch.Tensor | None = None
+        settings = engine_config(config)
+        if settings["zero_optimization"]["stage"] == 0:
+            # there DeepSpeed clips but does not tell the norm; the gradients are all-reduced when this hook runs
+            optimizer.register_step_pre_hook(self._clip)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        self.module: PreTrainedModel = self.deepspeed.module
+        self.device: torch.device = self.deepspeed.device
+
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Forward pass without an attention mask; [R, T, V]."""
+        output: torch.Tensor = self.deepspeed(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        return output
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradients of this process's part of the step."""
+        self.deepspeed.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        """Reduce, clip and update; returns the global gradient norm before clipping."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.deepspeed.step()
+        norm = self._unsharded_norm if self._unsharded_norm is not None else self.deepspeed.get_global_grad_norm()
+        return float(norm)
+
+    def save(self, folder: str) -> None:
+        """Write DeepSpeed's files; collective."""
+        self.deepspeed.save_checkpoint(folder, tag="deepspeed", save_latest=False)
+
+    def load(self, folder: str) -> None:
+        """Read them; collective."""
+        self.deepspeed.load_checkpoint(folder, tag="deepspeed", load_lr_scheduler_states=False)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every parameter and persistent buffer, whole, on the CPU of rank 0; empty on the others. Collective."""
+        first = self.deepspeed.global_rank == 0
+        sharded = self.deepspeed.zero_optimization_stage() == 3
+        weights: dict[str, torch.Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                if first:
+                    weights[name] = parameter.detach().cpu().clone()
+        if first:
+            persistent = self.module.state_dict().keys()
+            weights.update({name: b.detach().cpu() for name, b in self.module.named_buffers() if name in persistent})
+        return weights
+
+    def _clip(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        largest = self._recipe.clip_norm or float("inf")
+        self._unsharded_norm = nn.utils.clip_grad_norm_(parameters, largest)

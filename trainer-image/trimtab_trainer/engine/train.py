@@ -1,0 +1,214 @@
+"""One training process from start to end: load, resume, train, save, publish."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity
+from trimtab_trainer.config import CheckpointReport, Metric, TrainConfig, TrainReport
+from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.engine import checkpoint
+from trimtab_trainer.engine.batches import Step, plan_steps
+from trimtab_trainer.engine.distributed import Group
+from trimtab_trainer.engine.loop import Loop, StepResult
+from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, peak_flops
+from trimtab_trainer.engine.result import publish_result
+from trimtab_trainer.engine.setup import Engine
+from trimtab_trainer.errors import Preempted
+from trimtab_trainer.progress.heartbeat import Phase, Pulse
+from trimtab_trainer.progress.metrics_log import METRICS_FILE, MetricsLog, cut_rows, read_rows
+from trimtab_trainer.supervisor.fence import Fence
+from trimtab_trainer.supervisor.run_folder import RESUME_STEP_VARIABLE, RunFolder
+from trimtab_trainer.volumes import local_path
+
+_log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, run: RunFolder, told_to_stop: Callable[[], bool]) -> TrainReport | None:
+    """Train the stage to its end; the report on rank 0, None on the others.
+
+    Raises:
+        Preempted: told to stop; a checkpoint is saved.
+        StageError: any other failure.
+    """
+    group = Group()
+    return Trainer(config, group, run, told_to_stop).run()
+
+
+class Trainer:
+    """The state of one training process."""
+
+    def __init__(self, config: TrainConfig, group: Group, run: RunFolder, told_to_stop: Callable[[], bool]) -> None:
+        self._config = config
+        self._group = group
+        self._pulse = Pulse(run.heartbeat) if group.is_first_of_pod else None
+        self._folder = local_path(config.folder)
+        self._fence = Fence(self._folder, config.attempt)
+        self._checkpoints = Checkpoints(self._folder, self._fence)
+        self._prepared = PreparedData.open(local_path(config.prepared.uri), config.prepared.digest)
+        self._total_steps = self._prepared.info.total_steps
+        model = load_model(config, self._prepared, verify=group.is_first_of_pod)
+        group.barrier()
+        self._flops_per_token = flops_per_token(model, self._prepared.info.max_length)
+        self._engine = Engine(model, config)
+        peak = peak_flops(self._engine.device, DTYPES[config.precision])
+        self._peak_flops = peak * group.size if peak else None
+        self._loop = Loop(self._engine, group, self._prepared, config, told_to_stop)
+        self._tokens = 0
+        self._log: MetricsLog | None = None
+        self._shown: dict[str, float] = {}
+
+    def run(self) -> TrainReport | None:
+        """Resume or begin, train to the last step, publish the result."""
+        done = self._begin()
+        self._beat(phase=Phase.TRAINING, step=done, total_steps=self._total_steps, tokens=self._tokens)
+        info = self._prepared.info
+        if done == 0:
+            self._validate(0)
+        for step in plan_steps(info.epoch_rows, info.global_batch_size, self._total_steps, first=done):
+            self._step(step)
+        self._beat(phase=Phase.SAVING)
+        self._group.barrier()
+        if self._log:
+            self._log.close()
+        rows = read_rows(self._folder / METRICS_FILE) if self._group.is_first else []
+        metrics = _final_metrics(rows)
+        digest = publish_result(
+            self._engine, self._group, self._config, self._prepared, self._fence, rows, metrics, self._tokens
+        )
+        if digest is None:
+            return None
+        return TrainReport(
+            digest=digest, step=self._total_steps, total_steps=self._total_steps, tokens=self._tokens, metrics=metrics
+        )
+
+    def _begin(self) -> int:
+        """Restore the checkpoint that the supervisor verified, if any; returns the number of steps done."""
+        step = self._group.broadcast(int(os.environ.get(RESUME_STEP_VARIABLE, "-1")))
+        done = max(step, 0)
+        if step >= 0:
+            folder = self._checkpoints.path(step)
+            state = TrainerState.model_validate_json((folder / "trainer.json").read_bytes())
+            checkpoint.restore(self._engine, self._group, folder)
+            self._tokens = state.tokens
+        if self._group.is_first:
+            again = cut_rows(self._folder / METRICS_FILE, done if step >= 0 else -1)
+            if step >= 0:
+                _log.info("resuming from %s; %d steps are recomputed", folder, again)
+            elif again:
+                _log.info("no checkpoint yet: starting anew; %d steps are recomputed", again)
+            self._log = MetricsLog(self._folder, done + 1)
+        return done
+
+    def _step(self, step: Step) -> None:
+        started = time.perf_counter()
+        result = self._loop.step(step)
+        seconds = time.perf_counter() - started
+        self._tokens += result.tokens
+        done = step.index + 1
+        self._report(step, result, seconds)
+        is_last = done == self._total_steps
+        every = self._config.validation_every_steps
+        if is_last or (every is not None and done % every == 0):
+            self._validate(done)
+        # after the last step the result itself is saved, unless this process has to go first
+        if result.stop or (done % self._config.checkpoint.every_steps == 0 and not is_last):
+            self._save(step)
+        if result.stop:
+            raise Preempted(
+                f"told to stop: saved a checkpoint at step {done} of {self._total_steps}", stage=self._config.stage
+            )
+
+    def _report(self, step: Step, result: StepResult, seconds: float) -> None:
+        done = step.index + 1
+        speed = result.tokens / seconds
+        self._shown |= {
+            "loss": result.loss,
+            "gradient_norm": result.gradient_norm,
+            "learning_rate": result.learning_rate,
+        }
+        if self._pulse:
+            self._pulse.step(
+                seconds,
+                step=done,
+                total_steps=self._total_steps,
+                epoch=step.epochs_done,
+                tokens=self._tokens,
+                tokens_per_second=speed,
+                mfu=speed * self._flops_per_token / self._peak_flops if self._peak_flops else None,
+                metrics=self._shown,
+            )
+        self._write(
+            {
+                "step": done,
+                "epoch": round(step.epochs_done, 6),
+                "loss": result.loss,
+                "gradientNorm": result.gradient_norm,
+                "learningRate": result.learning_rate,
+                "tokens": self._tokens,
+                "tokensPerSecond": round(speed, 1),
+            }
+        )
+        _log.info(
+            "step %d/%d  epoch %.2f  loss %.4f  gradient norm %.3g  learning rate %.3g  %.0f tokens/s",
+            done,
+            self._total_steps,
+            step.epochs_done,
+            result.loss,
+            result.gradient_norm,
+            result.learning_rate,
+            speed,
+        )
+
+    def _validate(self, done: int) -> None:
+        if not self._prepared.validation_rows():
+            return
+        loss = self._loop.validate(self._beat)
+        self._shown["validation_loss"] = loss
+        self._beat(metrics=self._shown)
+        self._write({"step": done, "validationLoss": loss})
+        _log.info("step %d/%d  validation loss %.4f", done, self._total_steps, loss)
+
+    def _save(self, step: Step) -> None:
+        if self._log:
+            self._log.sync()
+        state = TrainerState(
+            identity=identity(self._config),
+            step=step.index + 1,
+            epoch=step.epoch,
+            row=step.stop,
+            tokens=self._tokens,
+            world_size=self._group.size,
+            threads=self._config.threads,
+            attempt=self._config.attempt,
+        )
+        self._beat(phase=Phase.SAVING)
+        checkpoint.save(self._engine, self._group, self._checkpoints, state, self._config.checkpoint.keep)
+        self._beat(phase=Phase.TRAINING, checkpoints=self._reports())
+        _log.info("saved %s", self._checkpoints.path(state.step))
+
+    def _reports(self) -> list[CheckpointReport]:
+        return self._checkpoints.reports()
+
+    def _beat(self, **changes: object) -> None:
+        if self._pulse:
+            self._pulse.beat(**changes)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._log:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self._log.write({**row, "attempt": self._config.attempt, "time": now})
+
+
+def _final_metrics(rows: list[dict[str, Any]]) -> list[Metric]:
+    """Training loss of the last step; validation loss at the end and before the first step."""
+    losses = [row["loss"] for row in rows if "loss" in row]
+    validation = [row["validationLoss"] for row in rows if "validationLoss" in row]
+    values = {"loss": losses[-1:], "validation_loss": validation[-1:], "validation_loss_start": validation[:1]}
+    return [Metric(name=name, value=f"{value[0]:.6g}") for name, value in values.items() if value]

@@ -1,0 +1,75 @@
+"""Process life: nothing outlives its parent, and a hung process shows where it hangs."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+STACKS_SIGNAL = signal.SIGUSR1
+"""A training process answers it with the stacks of all its threads in its log."""
+PARENT_VARIABLE = "TRIMTAB_PARENT"
+"""Process id of the parent, so that a child can tell whether it is orphaned."""
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that ends (Linux).
+
+    The parent says who it is in `PARENT_VARIABLE`; if it is gone already, this process ends at once.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
+    if os.getppid() != int(os.environ[PARENT_VARIABLE]):
+        os._exit(128 + signal.SIGKILL)
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+
+
+def redirect_output(log: Path) -> int:
+    """Send this process's stdout and stderr to `log`; returns a descriptor of the former stdout."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    former = os.dup(1)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    faulthandler.enable(all_threads=True)
+    faulthandler.register(STACKS_SIGNAL, file=sys.stderr, all_threads=True, chain=False)
+    return former
+
+
+def send(pid: int, signal_number: signal.Signals) -> None:
+    """Send a signal to a process that may be gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal_number)
+
+
+def wait_gone(pid: int) -> None:
+    """Kill a process that is not our child and wait until it has ended; a zombie has."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.kill()
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+
+
+def tail(log: Path, lines: int) -> str:
+    """The last lines of a log; empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
+            text = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,162 @@
+"""One attempt of a stage in one pod: fence, start `torchrun`, watch, end, answer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from trimtab_trainer.checkpoints import Checkpoints
+from trimtab_trainer.config import ExitCode, FailureReport, TrainConfig, TrainReport
+from trimtab_trainer.errors import Stalled
+from trimtab_trainer.progress.heartbeat import Heartbeat, read_heartbeat
+from trimtab_trainer.progress.server import ProgressServer
+from trimtab_trainer.report import failure_report
+from trimtab_trainer.supervisor import causes, launch, processes
+from trimtab_trainer.supervisor.done import find_result
+from trimtab_trainer.supervisor.fence import Fence
+from trimtab_trainer.supervisor.run_folder import Cause, RunFolder
+from trimtab_trainer.supervisor.watchdog import deadline, is_stalled
+from trimtab_trainer.volumes import local_path
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.1
+_STACKS_SECONDS = 2.0
+"""How long the processes get to print their stacks before they are killed."""
+_TAIL_LINES = 40
+
+
+def log_file(folder: Path, attempt: int, rank: int) -> Path:
+    """Log of one training process."""
+    return folder / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
+
+
+def supervise(config: TrainConfig, config_file: Path) -> tuple[TrainReport | FailureReport | None, ExitCode]:
+    """Run the attempt; returns the report (None in a pod other than the first that ended well) and the exit code.
+
+    Raises:
+        StageError: the attempt can't start.
+    """
+    node = launch.node_rank(os.environ, config.nodes)
+    folder = local_path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    fence = Fence(folder, config.attempt)
+    if node > 0:
+        fence.check()
+        return _attempt(config, config_file, node, folder, None, None)
+    fence.take()
+    if (report := find_result(config, folder)) is not None:
+        _log.info("%s: the result is there and verified; nothing to do", folder / "model")
+        return report, ExitCode.DONE
+    checkpoints = Checkpoints(folder, fence)
+    checkpoints.remove_drafts()
+    state = checkpoints.newest_verified(config)
+    try:
+        return _attempt(config, config_file, node, folder, state.step if state else None, checkpoints)
+    finally:
+        checkpoints.remove_drafts()
+
+
+def _attempt(
+    config: TrainConfig, config_file: Path, node: int, folder: Path, resume_step: int | None, first: Checkpoints | None
+) -> tuple[TrainReport | FailureReport | None, ExitCode]:
+    with tempfile.TemporaryDirectory(prefix="trimtab-") as temporary, _termination() as told_to_stop:
+        run = RunFolder(Path(temporary))
+        server = ProgressServer(config, run.heartbeat) if first else None
+        oom_kills_before = causes.oom_kills()
+        torchrun = subprocess.Popen(
+            launch.torchrun_command(config, config_file, node, launch.rendezvous(os.environ, config.nodes)),
+            env=launch.torchrun_environment(os.environ, config, run.path, resume_step),
+            start_new_session=True,  # the terminal's Ctrl-C is for the supervisor alone
+        )
+        if server:
+            server.start()
+        try:
+            hang = _watch(config, torchrun, run, told_to_stop)
+        finally:
+            _kill(torchrun, run)
+            if server:
+                server.stop()
+        ended_well = torchrun.returncode == 0 and not run.causes()
+        if ended_well and not hang:
+            return run.report(), ExitCode.DONE
+        cause = hang or causes.choose_cause(
+            run.causes(), run.read_exit_codes(), config.stage, causes.oom_kills() - oom_kills_before
+        )
+    _show_tail(log_file(folder, config.attempt, cause.rank))
+    return cause.report, cause.exit_code
+
+
+def _watch(
+    config: TrainConfig, torchrun: subprocess.Popen[bytes], run: RunFolder, told_to_stop: list[int]
+) -> Cause | None:
+    """Wait for the end of `torchrun`; pass SIGTERM on once to each process; a cause if the attempt hangs."""
+    started = Heartbeat(at=time.monotonic())
+    signalled: set[int] = set()
+    while torchrun.poll() is None:
+        if told_to_stop:
+            # straight to the processes: torchrun would kill them all after 30 s
+            for pid in set(run.pids().values()) - signalled:
+                processes.send(pid, signal.SIGTERM)
+                signalled.add(pid)
+        last = read_heartbeat(run.heartbeat) or started
+        if is_stalled(last, config.progress_deadline_seconds, time.monotonic()):
+            return _hung(config, run, last)
+        time.sleep(_POLL_SECONDS)
+    return None
+
+
+def _hung(config: TrainConfig, run: RunFolder, last: Heartbeat) -> Cause:
+    """Have every process print its stacks; SIGCONT wakes one that is stopped."""
+    pids = run.pids()
+    for pid in pids.values():
+        processes.send(pid, processes.STACKS_SIGNAL)
+        processes.send(pid, signal.SIGCONT)
+    time.sleep(_STACKS_SECONDS)
+    limit = deadline(last, config.progress_deadline_seconds)
+    error = Stalled(
+        f"no step for {limit:.0f} s after step {last.step} of {last.total_steps} ({last.phase.value}); the stacks of all "
+        f"processes are in logs/attempt-{config.attempt}/; raise progressDeadlineSeconds if a step may take so long",
+        stage=config.stage,
+    )
+    return Cause(rank=min(pids, default=0), exit_code=error.exit_code, report=failure_report(error, last.step))
+
+
+def _kill(torchrun: subprocess.Popen[bytes], run: RunFolder) -> None:
+    """End what is left of the attempt and wait for it."""
+    if torchrun.poll() is None:
+        torchrun.kill()
+    torchrun.wait()
+    for pid in run.pids().values():  # they die with torchrun; this only waits until they have
+        processes.wait_gone(pid)
+
+
+def _show_tail(log: Path) -> None:
+    text = processes.tail(log, _TAIL_LINES)
+    if text:
+        sys.stdout.write(f"--- the last lines of {log} ---\n{text}\n---\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def _termination() -> Iterator[list[int]]:
+    """Within, SIGTERM and SIGINT append to the list instead of ending this process."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
