@@ -142,6 +142,8 @@ class PrepareStage(Contract):
     precision: Precision = Precision.BF16
     zero_stage: ZeroStage = 0
     world_size: int = 1
+    accelerator: bool = False
+    """Whether the stage's pods ask for accelerators; the estimate of the time depends on it."""
 
 
 class PrepareConfig(Contract):

@@ -71,6 +71,8 @@ class Encoder(Protocol):
 class EncoderSettings:
     """What a worker needs to build its encoder. `separator` is a token id, `None` for conversations."""
 
+    name: str
+    """Whose tokenizer it is, for messages."""
     tokenizer: Path
     loss: Loss
     separator: int | None
@@ -87,7 +89,7 @@ def build_encoder(settings: EncoderSettings) -> Encoder:
     backend.no_truncation()
     backend.no_padding()
     if settings.separator is None:
-        template = ChatTemplate(tokenizer, "the tokenizer")
+        template = ChatTemplate(tokenizer, settings.name)
         return _ConversationEncoder(backend, template, settings.loss, tokenizer.bos_token_id)
     added = tokenizer("").input_ids
     start = [tokenizer.bos_token_id] if added[:1] == [tokenizer.bos_token_id] else []

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimtab_trainer.data.template import ChatTemplate, control_tokens
 from trimtab_trainer.errors import BadConfiguration, BadData, InputMissing
@@ -73,7 +73,8 @@ def train_tokenizer(texts: Iterator[str], settings: TokenizerTraining, folder: P
     backend.train_from_iterator(counter.batches(), trainer)
     if not counter.characters:
         raise BadData("no text to train the tokenizer on; check the data of the first stage")
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    build: Any = PreTrainedTokenizerFast  # its constructor is not typed
+    tokenizer = build(
         tokenizer_object=backend,
         eos_token=special.document_separator,
         pad_token=special.padding,
@@ -140,8 +141,8 @@ def find_control_tokens(tokenizer: PreTrainedTokenizerFast, name: str) -> Contro
     end_of_turn = end_of_turn or separator
     fallbacks = [tokenizer.pad_token, tokenizer.unk_token, *control]
     padding = next((token for token in fallbacks if token and token not in (separator, end_of_turn)), separator)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (separator, end_of_turn, padding)}
-    return ControlTokens(ids[separator], ids[end_of_turn], ids[padding])
+    vocabulary = tokenizer.get_vocab()
+    return ControlTokens(vocabulary[separator], vocabulary[end_of_turn], vocabulary[padding])
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -1,0 +1,109 @@
+"""What a stage will need: parameters, accelerator memory of one process, seconds. Estimates, with their formulas.
+
+Symbols: P parameters, W processes, c bytes of a weight or activation (bf16: 2, fp32: 4), L layers, h hidden size, k
+size of keys and values, f feed-forward size, V vocabulary, t = microBatchSize * maxLength tokens of one micro-batch.
+
+Memory in bytes (states: Rajbhandari et al. 2020, table 1, with fp32 gradient accumulation):
+
+    weights      c P            / W at ZeRO 3
+    gradients    4 P            / W at ZeRO 2 and 3
+    master copy  4 P with bf16  / W at ZeRO 1, 2 and 3
+    AdamW        8 P, SGD 0     / W at ZeRO 1, 2 and 3
+    activations  c t L (8 h + 2 k + 4 f); checkpointed: c t (L h + 8 h + 2 k + 4 f)
+    logits       t V (c + 8): the model's, their fp32 copy and its gradient
+
+The activations count what one pre-norm decoder layer with a gated feed-forward keeps for its backward pass and memory-
+efficient attention (no t^2 term): 8 h for norms, query, attention's output, its projection and the residuals, 2 k for
+key and value, 4 f for gate, up, activation and product.
+
+Time: (6 P + 6 L h maxLength) floating-point operations a token, a third more with gradient checkpointing, at the
+sustained rate of `FLOPS` for each process.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab_trainer.config import PrepareStage
+from trimtab_trainer.errors import BadConfiguration
+from trimtab_trainer.settings import Contract, Optimizer, Precision
+
+FLOPS = {
+    (True, Precision.BF16): 4.0e14,  # 40 % of an H200's dense bf16 peak of 989 TFLOP/s
+    (True, Precision.FP32): 2.7e13,  # 40 % of its fp32 peak of 67 TFLOP/s
+    (False, Precision.BF16): 1.5e11,  # measured on two CPU cores with a model of 4 million parameters, fp32
+    (False, Precision.FP32): 1.5e11,
+}
+"""Sustained floating-point operations a second of one process, by (has an accelerator, precision)."""
+
+
+class ModelShape(Contract):
+    """The sizes that memory and time depend on."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    key_value: int
+    """Width of the keys of one layer: key-value heads times head size."""
+    feed_forward: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one process, and seconds of the whole stage; both rounded up."""
+
+    memory_bytes: int
+    seconds: int
+
+
+def model_shape(config: dict[str, Any]) -> ModelShape:
+    """Count the parameters of a model without allocating it, on torch's meta device.
+
+    Raises:
+        BadConfiguration: transformers can't build a causal language model of this configuration.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM  # both load for seconds; a reused result needs neither
+
+    build: Any = AutoModelForCausalLM.from_config  # not typed
+    try:
+        complete = AutoConfig.for_model(**config)
+        with torch.device("meta"):
+            model = build(complete, trust_remote_code=False)
+    except Exception as error:  # a configuration from outside can fail anywhere in the model's code
+        raise BadConfiguration(
+            f"model config ({config.get('model_type')}): {type(error).__name__}: {str(error)[:500]}; correct the config"
+        ) from error
+    text = complete.get_text_config()
+    heads = int(text.num_attention_heads)
+    head = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    key_value_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    return ModelShape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=int(text.num_hidden_layers),
+        hidden=int(text.hidden_size),
+        key_value=key_value_heads * head,
+        feed_forward=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        vocabulary=int(text.vocab_size),
+    )
+
+
+def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:
+    """Memory of one process, and time for `tokens` tokens over all epochs; formulas in the module's docstring."""
+    width = 2 if stage.precision is Precision.BF16 else 4
+    recipe, world = stage.recipe, stage.world_size
+    parts = [world if stage.zero_stage >= level else 1 for level in (1, 2, 3)]
+    states = (4 if stage.precision is Precision.BF16 else 0) + (8 if recipe.optimizer is Optimizer.ADAMW else 0)
+    fixed = shape.parameters * (states / parts[0] + 4 / parts[1] + width / parts[2])
+    batch = recipe.micro_batch_size * stage.max_length
+    layer = 8 * shape.hidden + 2 * shape.key_value + 4 * shape.feed_forward
+    kept = shape.layers * shape.hidden + layer if recipe.gradient_checkpointing else shape.layers * layer
+    memory = fixed + batch * width * kept + batch * shape.vocabulary * (width + 8)
+    operations = tokens * (6 * shape.parameters + 6 * shape.layers * shape.hidden * stage.max_length)
+    if recipe.gradient_checkpointing:
+        operations = operations * 4 // 3
+    rate = FLOPS[stage.accelerator, stage.precision] * world
+    return Estimate(math.ceil(memory), math.ceil(operations / rate))

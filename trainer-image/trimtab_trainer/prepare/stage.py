@@ -1,0 +1,198 @@
+"""Prepare one stage: the prepared folder, published under its digest, or found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from trimtab_trainer import manifest
+from trimtab_trainer.config import PreparedStage, PrepareStage, StageType
+from trimtab_trainer.data.encode import EncoderSettings
+from trimtab_trainer.data.records import Document, InvalidRecord
+from trimtab_trainer.data.store import PreparedInfo, TokenStore, write_info
+from trimtab_trainer.data.tokenizer import (
+    copy_tokenizer,
+    find_control_tokens,
+    load_tokenizer,
+    tokenizer_digest,
+    train_tokenizer,
+)
+from trimtab_trainer.prepare.estimate import ModelShape, estimate, model_shape
+from trimtab_trainer.prepare.models import check_fit, complete_config
+from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
+from trimtab_trainer.prepare.rejects import Rejects
+from trimtab_trainer.prepare.rows import plan_rows
+from trimtab_trainer.prepare.sources import DataSet, Recognised, fetch_all, read_all
+from trimtab_trainer.prepare.tokens import tokenize
+from trimtab_trainer.settings import Contract, TokenizerTraining
+
+log = structlog.get_logger()
+
+PREPARE_VERSION = 1
+"""Raised when the same inputs give another folder, so that older results are not reused."""
+_LIBRARIES = ("numpy", "tokenizers", "transformers")
+_RECIPE_KEYS = {"epochs", "max_steps", "global_batch_size", "seed"}
+_STAGE_KEYS = {"type", "loss", "max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a stage's tokenizer and model configuration come from.
+
+    Attributes:
+        tokenizer: folder with its files; None to train it on the stage's data.
+        train: how to train it; None when there is a folder.
+        config: the model's configuration in Hugging Face's keys.
+        complete: whether `config` is whole; otherwise it is completed for random weights.
+        longest: longest row of any stage, in tokens.
+    """
+
+    tokenizer: Path | None
+    train: TokenizerTraining | None
+    config: dict[str, Any]
+    complete: bool
+    longest: int
+
+
+class _Remembered(Contract):
+    """What `by-input/<key>.json` holds, for the next run with the same inputs."""
+
+    stage: PreparedStage
+    shape: ModelShape
+    all_tokens: int
+    """Tokens of all steps, over all epochs."""
+
+
+def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: Path) -> PreparedStage:
+    """Make the stage's prepared folder below `prepared`, or find it; `scratch` is an empty folder on the same volume.
+
+    Raises:
+        StageError: with cause, place and remedy; nothing is left behind but in `scratch`.
+    """
+    own = stage.validation.data if stage.validation else []
+    sets = fetch_all([*stage.data, *own], scratch / "data")
+    note = prepared / "by-input" / f"{_input_key(stage, origin, sets)}.json"
+    if note.is_file():
+        remembered = _Remembered.model_validate_json(note.read_bytes())
+        digest = remembered.stage.digest
+        if is_intact(prepared / digest.removeprefix("sha256:"), digest):
+            log.info("prepared data found again: nothing is computed", stage=stage.name, digest=digest)
+            return _report(stage, remembered, reused=True)
+        log.warning("prepared data are gone or damaged: made again", stage=stage.name, digest=digest)
+    made = _make(stage, origin, sets, prepared, fresh_folder(scratch / "draft"))
+    write_atomically(note, made.model_dump_json(by_alias=True))
+    return _report(stage, made, reused=False)
+
+
+def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared: Path, draft: Path) -> _Remembered:
+    if origin.tokenizer is not None:
+        copy_tokenizer(origin.tokenizer, draft / "tokenizer")
+    elif origin.train is not None:
+        train_tokenizer(_texts(stage, sets[: len(stage.data)]), origin.train, draft / "tokenizer")
+    name = f"stage {stage.name}"
+    tokenizer = load_tokenizer(draft / "tokenizer")
+    control = find_control_tokens(tokenizer, name)
+    vocabulary = len(tokenizer)
+    config = origin.config
+    if not origin.complete:
+        config = complete_config(config, vocabulary, control.document_separator, control.padding, origin.longest)
+    check_fit(config, vocabulary, stage.max_length)
+    shape = model_shape(config)
+    separator = control.document_separator if stage.type is StageType.PRETRAIN else None
+    encoder = EncoderSettings(name, draft / "tokenizer", stage.loss, separator)
+    tokenized, store = tokenize(stage, sets, encoder, vocabulary, draft)
+    planned = plan_rows(stage, store, tokenized.by_set, draft)
+    info = PreparedInfo(
+        type=stage.type,
+        loss=stage.loss,
+        max_length=stage.max_length,
+        packing=stage.packing,
+        seed=stage.recipe.seed,
+        records=planned.records,
+        dropped=tokenized.dropped,
+        truncated=tokenized.truncated,
+        tokens=planned.tokens,
+        validation_records=planned.validation_records,
+        global_batch_size=stage.recipe.global_batch_size,
+        epochs=len(planned.epoch_rows),
+        epoch_rows=planned.epoch_rows,
+        total_steps=planned.total_steps,
+        vocabulary_size=vocabulary,
+        token_dtype="uint16" if store.tokens.dtype.itemsize == 2 else "uint32",
+        tokenizer_digest=tokenizer_digest(draft / "tokenizer"),
+        document_separator_id=control.document_separator,
+        end_of_turn_id=control.end_of_turn,
+        padding_id=control.padding,
+    )
+    write_info(draft, info)
+    (draft / "model_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    sample = _sample(sets, tokenized.recognised, store, tokenizer)
+    (draft / "sample.txt").write_text(sample, encoding="utf-8")
+    log.info("data recognised", stage=stage.name, sample=sample)
+    digest = manifest.seal(
+        draft, "prepared", {"tokenizer": info.tokenizer_digest, "data": [s.identity() for s in sets]}
+    )
+    publish_addressed(draft, prepared, digest)
+    found = PreparedStage(
+        digest=digest,
+        records=info.records,
+        dropped=info.dropped,
+        truncated=info.truncated,
+        tokens=info.tokens,
+        steps=info.total_steps,
+        memory_bytes=0,
+        seconds=0,
+    )
+    return _Remembered(stage=found, shape=shape, all_tokens=planned.all_tokens)
+
+
+def _report(stage: PrepareStage, made: _Remembered, *, reused: bool) -> PreparedStage:
+    """The found counts with the estimate for the stage's present hardware settings, which are no part of the folder."""
+    need = estimate(stage, made.shape, made.all_tokens)
+    return made.stage.model_copy(update={"memory_bytes": need.memory_bytes, "seconds": need.seconds, "reused": reused})
+
+
+def _texts(stage: PrepareStage, sets: Sequence[DataSet]) -> Iterator[str]:
+    """All text of the training data; finds bad records before the tokenizer's training has cost minutes."""
+    rejects = Rejects(stage.on_invalid, stage.max_dropped)
+    for place, record in read_all(sets, stage.type, Recognised()):
+        if isinstance(record, InvalidRecord):
+            rejects.invalid(place, record)
+        elif isinstance(record, Document):
+            yield record.text
+        else:
+            yield from (message.content for message in record.messages)
+
+
+def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet]) -> str:
+    """Hex sha256 of all that the prepared folder follows from."""
+    inputs = {
+        "version": [PREPARE_VERSION, *(version(library) for library in _LIBRARIES)],
+        "stage": stage.model_dump(mode="json", include=_STAGE_KEYS),
+        "recipe": stage.recipe.model_dump(mode="json", include=_RECIPE_KEYS),
+        "fraction": stage.validation.fraction if stage.validation else None,
+        "mixture": [[source.weight, source.cap] for source in stage.data],
+        "data": [data.identity() for data in sets],
+        "tokenizer": tokenizer_digest(origin.tokenizer) if origin.tokenizer else None,
+        "train": origin.train.model_dump(mode="json") if origin.train else None,
+        "config": [origin.config, origin.complete, origin.longest],
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _sample(sets: Sequence[DataSet], recognised: Recognised, store: TokenStore, tokenizer: Any) -> str:
+    """What was recognised in each file, and the first record as the model sees it; «» encloses what bears loss."""
+    files = [file for data in sets for file in data.files]
+    lines = [f"{file.name}: {recognised.formats[i]}, {recognised.records[i]} records" for i, file in enumerate(files)]
+    stop = min(int(store.offsets[1]), 2000)
+    ids, mask = store.tokens[:stop].tolist(), store.loss[:stop]
+    text = tokenizer.decode(ids)
+    learnt = tokenizer.decode([token for token, bears in zip(ids, mask, strict=True) if bears])
+    return "\n".join([*lines, "", "--- first record", text, "", "--- of it, this bears loss", learnt, ""])

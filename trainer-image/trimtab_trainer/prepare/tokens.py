@@ -1,0 +1,86 @@
+"""Fill a token store with the records of a stage, and say which of them each data set contributed."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from trimtab_trainer.config import PrepareStage, StageType
+from trimtab_trainer.data.encode import Encoded, EncoderSettings, Place, Result, encode_all
+from trimtab_trainer.data.records import InvalidRecord
+from trimtab_trainer.data.store import Int64, TokenStore, TokenWriter
+from trimtab_trainer.errors import BadData
+from trimtab_trainer.prepare.rejects import Rejects
+from trimtab_trainer.prepare.sources import DataSet, Recognised, read_all
+from trimtab_trainer.settings import OnTooLong
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """The records of each data set (int64 record ids, in the order of `sets`), and what happened on the way."""
+
+    by_set: list[Int64]
+    dropped: int
+    truncated: int
+    recognised: Recognised
+
+
+def tokenize(
+    stage: PrepareStage, sets: Sequence[DataSet], encoder: EncoderSettings, vocabulary: int, folder: Path
+) -> tuple[Tokenized, TokenStore]:
+    """Tokenize all records of `sets` into `folder`.
+
+    Raises:
+        BadData: a record can't be used and may not be dropped, or a data set leaves nothing to learn from.
+        BadConfiguration: the chat template can't be used.
+    """
+    rejects = Rejects(stage.on_invalid, stage.max_dropped)
+    recognised = Recognised()
+    by_set = [array("q") for _ in sets]
+    truncated = 0
+    with TokenWriter(folder, vocabulary) as writer:
+        for data in sets:
+            for file in data.files:
+                writer.add_file(file.name)
+        results = encode_all(encoder, read_all(sets, stage.type, recognised), sum(data.size for data in sets))
+        for place, encoded, cut in _usable(results, stage, rejects):
+            by_set[place.source].append(writer.append(encoded.ids, encoded.loss_mask, place.file, place.line))
+            truncated += cut
+    for data, records in zip(sets, by_set, strict=True):
+        if not records:
+            raise BadData(
+                f"{data.source.uri} leaves no record with a label ({rejects.dropped} dropped); check the data set"
+            )
+    counts = [np.array(records, dtype=np.int64) for records in by_set]
+    return Tokenized(counts, rejects.dropped, truncated, recognised), TokenStore(folder, writer.dtype)
+
+
+def _usable(results: Iterator[Result], stage: PrepareStage, rejects: Rejects) -> Iterator[tuple[Place, Encoded, bool]]:
+    """Records that stay, each with whether it was truncated."""
+    for place, result in results:
+        if isinstance(result, InvalidRecord):
+            rejects.invalid(place, result)
+            continue
+        cut = stage.type is not StageType.PRETRAIN and len(result.ids) > stage.max_length
+        if cut:
+            cause = f"{len(result.ids)} tokens are more than maxLength = {stage.max_length}"
+            if stage.on_too_long is OnTooLong.FAIL:
+                raise BadData(f"{place}: {cause}; raise maxLength, shorten it, or set onTooLong to truncate or drop")
+            if stage.on_too_long is OnTooLong.DROP:
+                rejects.drop(place, InvalidRecord(cause, "raise maxLength"))
+                continue
+            result = replace(
+                result, ids=result.ids[: stage.max_length], loss_mask=result.loss_mask[: stage.max_length].copy()
+            )
+        if result.loss_mask[1:].any():
+            yield place, result, cut
+        elif cut:
+            rejects.drop(
+                place, InvalidRecord(f"no label is left of it at maxLength = {stage.max_length}", "raise maxLength")
+            )
+        else:
+            rejects.invalid(place, InvalidRecord("no token bears loss", "give it an answer, or remove it"))
