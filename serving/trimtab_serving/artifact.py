@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 from trimtab_serving.config import ServeConfig
-from trimtab_trainer.errors import CorruptArtifact, InputMissing, UnsafeInput
+from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing, UnsafeInput
 from trimtab_trainer.manifest import MANIFEST, verify
 from trimtab_trainer.volumes import local_path
 
 ALLOWED_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".md", ".png", ".svg"})
 """Weights, configuration, templates, tokenizers (`merges.txt`, `tokenizer.model`) and the model card."""
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of attention heads that vLLM's CPU kernels know (vLLM 0.32, `CPUAttentionBackend`)."""
 
 _CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code"})
 
@@ -34,6 +37,23 @@ def verified_model(config: ServeConfig) -> Path:
     for name in sorted(manifest.files):
         _refuse_code(folder / name)
     return folder
+
+
+def require_cpu_support(folder: Path) -> None:
+    """Refuse a model that vLLM can't run on a CPU, with the cause that vLLM's own last words do not name.
+
+    Raises:
+        BadConfiguration: the size of the attention heads.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes())
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    size = config.get("head_dim") or (hidden // heads if hidden and heads else None)
+    if size is not None and size not in CPU_HEAD_SIZES:
+        raise BadConfiguration(
+            f"{path}: attention heads of size {size}; vLLM on a CPU takes {', '.join(map(str, CPU_HEAD_SIZES))}: "
+            "train with another hidden_size or num_attention_heads, or serve on a GPU"
+        )
 
 
 def _refuse_code(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from trimtab_serving.config import Dtype, EngineArgs, ServeConfig
 from trimtab_trainer.errors import BadConfiguration
 
-CPU_CACHE_BYTES = 256 * 2**20
+CPU_CACHE_BYTES = 2**30
 """Key-value cache on a CPU: vLLM's own default is most of the machine's memory."""
 
 MIDDLEWARE = "trimtab_serving.middleware.AllowedPaths"

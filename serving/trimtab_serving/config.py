@@ -98,7 +98,7 @@ class ServeConfig(Contract):
     engine: Engine = Engine()
     port: Annotated[int, Field(ge=1, le=65_535)] = DEFAULT_PORT
     cache_bytes: Annotated[int, Field(ge=2**20)] | None = None
-    """Key-value cache in bytes; absent: vLLM's choice on a GPU, 256 MiB on a CPU."""
+    """Key-value cache in bytes; absent: vLLM's choice on a GPU, 1 GiB on a CPU."""
     shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
     """After SIGTERM running answers may take so long to end; the pod's grace period must be longer
     (preStop sleep + this + 15)."""

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
-from trimtab_serving.artifact import verified_model
+from trimtab_serving.artifact import require_cpu_support, verified_model
 from trimtab_serving.command import arguments, environment, runs_on_cpu
 from trimtab_serving.config import ServeConfig
 from trimtab_trainer.config import LISTEN_ADDRESS_VARIABLE
@@ -47,6 +47,8 @@ def serve(config: ServeConfig) -> NoReturn:
     require_free(host, config.port)
     try:
         model = verified_model(config)
+        if cpu:
+            require_cpu_support(model)
     except OSError as error:
         raise StorageError(f"{config.model.uri}: {error}; check the volume") from error
     command = [sys.executable, "-m", ENTRY_POINT, *arguments(config, model, host, cpu=cpu)]

@@ -15,6 +15,7 @@ from tests.serving.artifact import make_artifact
 from tests.serving.configs import config_document
 from tests.serving.server import own_address
 
+from trimtab_serving.artifact import CPU_HEAD_SIZES
 from trimtab_trainer import manifest
 from trimtab_trainer.config import REPORT, ExitCode, FailureReport
 
@@ -141,3 +142,19 @@ def test_a_wrong_configuration_names_the_field(launch: Launch) -> None:
     code, failure = launch(engine={"args": {"trustRemoteCode": True}})
     assert (code, failure.reason) == (ExitCode.BAD_CONFIGURATION, "BadConfiguration")
     assert "engine.args.trustRemoteCode" in failure.message
+
+
+def test_heads_that_a_cpu_can_not_run(launch: Launch, model: Path) -> None:
+    content = json.loads((model / "config.json").read_text())
+    content.pop("head_dim", None)
+    (model / "config.json").write_text(json.dumps({**content, "hidden_size": 192, "num_attention_heads": 4}))
+    manifest.seal(model, "model", {})
+    code, failure = launch()
+    assert (code, failure.reason) == (ExitCode.BAD_CONFIGURATION, "BadConfiguration")
+    assert "attention heads of size 48; vLLM on a CPU takes 32, 64" in failure.message
+
+
+def test_the_sizes_are_those_of_the_installed_vllm() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
