@@ -135,8 +135,15 @@ class ControlPlane:
         """Starts KWOK with these Stage files (`STAGES` without any), in place of a KWOK that runs."""
         self._kill("kwok")
         files = [f"--config={file}" for file in stages or STAGES]
-        options = {"manage_all_nodes": "true", "node_ip": "127.0.0.1", "cidr": "10.244.0.0/16"}
-        self._start("kwok", *files, kubeconfig=self.kubeconfig("kwok"), **options)
+        self._start(
+            "kwok",
+            *files,
+            kubeconfig=self.kubeconfig("kwok"),
+            manage_all_nodes="true",
+            node_ip="127.0.0.1",
+            cidr="10.244.0.0/16",
+            node_lease_duration_seconds=40,  # off without it, and nodes turn NotReady after 50 s
+        )
 
     def add_nodes(self, count: int, *, gpus: int = 8, prefix: str = "node") -> list[str]:
         """Creates fake nodes named PREFIX-0, …, waits until they are Ready, and returns their names."""

@@ -56,11 +56,17 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return answer
 
 
-def test_nodes_are_ready(control_plane: ControlPlane) -> None:
+def test_nodes_are_ready_and_renew_their_leases(control_plane: ControlPlane) -> None:
     nodes = control_plane.get("nodes")["items"]
     ready = [c["status"] for node in nodes for c in node["status"]["conditions"] if c["type"] == "Ready"]
     assert ready == ["True"] * 3
     assert {node["status"]["allocatable"]["nvidia.com/gpu"] for node in nodes} == {"8"}
+
+    def renewed() -> set[str]:
+        leases = control_plane.get("leases", "--namespace=kube-node-lease")["items"]
+        return {lease["metadata"]["name"] for lease in leases if "renewTime" in lease["spec"]}
+
+    until(lambda: renewed() == {"node-0", "node-1", "node-2"})
 
 
 def test_an_indexed_job_completes_with_reports(control_plane: ControlPlane, namespace: str) -> None:
