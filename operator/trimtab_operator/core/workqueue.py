@@ -13,6 +13,10 @@ JITTER = 0.2
 Key = TypeVar("Key")
 
 
+class QueueClosed(Exception):
+    """No key will come any more."""
+
+
 class Handle(Protocol):
     """A scheduled call."""
 
@@ -50,9 +54,12 @@ class WorkQueue(Generic[Key]):
         self._later: dict[Key, Handle] = {}
         self._failures: dict[Key, int] = {}
         self._ready = asyncio.Event()
+        self._closed = False
 
     def add(self, key: Key) -> None:
         """Have the key worked on, as soon as possible."""
+        if self._closed:
+            return
         if key in self._active:
             self._again.add(key)
         elif key not in self._waiting:
@@ -61,6 +68,8 @@ class WorkQueue(Generic[Key]):
 
     def add_after(self, key: Key, delay: float) -> None:
         """Have the key worked on in `delay` seconds; of several such wishes the earliest holds."""
+        if self._closed:
+            return
         planned = self._later.get(key)
         if planned is not None:
             if planned.when() <= self._timer.time() + delay:
@@ -77,8 +86,14 @@ class WorkQueue(Generic[Key]):
         return None
 
     async def get(self) -> Key:
-        """As `take`, but wait for a key."""
+        """As `take`, but wait for a key.
+
+        Raises:
+            QueueClosed: The queue is closed.
+        """
         while (key := self.take()) is None:
+            if self._closed:
+                raise QueueClosed
             self._ready.clear()
             await self._ready.wait()
         return key
@@ -105,7 +120,9 @@ class WorkQueue(Generic[Key]):
         self._failures.pop(key, None)
 
     def close(self) -> None:
-        """Drop all that waits, now or for its time."""
+        """Drop all that waits, now or for its time, and take no more."""
+        self._closed = True
+        self._ready.set()
         for handle in self._later.values():
             handle.cancel()
         self._later.clear()

@@ -1,0 +1,74 @@
+"""Whether what is desired is already live, whatever the API server added by defaults."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any
+
+MERGE_KEYS = {
+    "containers": "name",
+    "initContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "imagePullSecrets": "name",
+    "stages": "name",
+    "volumeMounts": "mountPath",
+    "conditions": "type",
+    "ownerReferences": "uid",
+}
+"""Lists that are maps: their items are matched by this key, and live may hold further ones."""
+_QUANTITIES = ("limits", "requests", "capacity", "sizeLimit")
+_QUANTITY = re.compile(r"([0-9.]+)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
+_FACTORS = {
+    suffix: factor
+    for n, letters in enumerate(("k Ki", "M Mi", "G Gi", "T Ti", "P Pi"), start=1)
+    for suffix, factor in zip(letters.split(), (Decimal(1000) ** n, Decimal(1024) ** n), strict=True)
+} | {"": Decimal(1), "m": Decimal("0.001")}
+
+
+def contains(live: Any, desired: Any, field: str = "") -> bool:
+    """True where every desired field is live with an equal value.
+
+    Maps may have more keys live: defaults, and what others set. Lists in `MERGE_KEYS` and `ports` are matched by key,
+    in any order; other lists must have the same length and match item by item. An empty desired value is satisfied by
+    an absent one. Quantities are compared by value, since the API server rewrites `1000m` as `1`.
+
+    Args:
+        live: A JSON value as the API server shows it; None where it is absent.
+        desired: A JSON value as a manifest has it.
+        field: The name of the field that holds both; says how lists and quantities are compared.
+    """
+    if isinstance(desired, dict):
+        inner = field if field in _QUANTITIES else ""
+        return (live is None and not desired) or (
+            isinstance(live, dict)
+            and all(contains(live.get(key), value, inner or key) for key, value in desired.items())
+        )
+    if isinstance(desired, list):
+        return (live is None and not desired) or (isinstance(live, list) and _list_contains(live, desired, field))
+    if field in _QUANTITIES and live is not None:
+        return _quantity(live) == _quantity(desired)
+    return bool(live == desired) and isinstance(live, bool) == isinstance(desired, bool)
+
+
+def _list_contains(live: list[Any], desired: list[Any], field: str) -> bool:
+    key = MERGE_KEYS.get(field) or _port_key(field, desired)
+    if key is None:
+        return len(live) == len(desired) and all(
+            contains(theirs, ours) for theirs, ours in zip(live, desired, strict=True)
+        )
+    by_key = {item.get(key): item for item in live if isinstance(item, dict)}
+    return all(item[key] in by_key and contains(by_key[item[key]], item) for item in desired)
+
+
+def _port_key(field: str, desired: list[Any]) -> str | None:
+    """A container's ports are keyed by `containerPort`, a Service's by `port`."""
+    if field != "ports" or not desired:
+        return None
+    return "containerPort" if "containerPort" in desired[0] else "port"
+
+
+def _quantity(value: Any) -> Decimal | str:
+    match = _QUANTITY.fullmatch(str(value))
+    return Decimal(match[1]) * _FACTORS[match[2] or ""] if match else str(value)

@@ -1,0 +1,162 @@
+"""The one loop: observe, plan, act, write the status. The only place that both reads and writes the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import structlog
+
+from trimtab_operator.core.actions import Plan
+from trimtab_operator.core.apply import (
+    NAME_TAKEN,
+    NameTaken,
+    StaleView,
+    carry_out,
+    check_owner,
+    irreversible,
+    target_of,
+)
+from trimtab_operator.core.controller import Controller
+from trimtab_operator.core.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable
+from trimtab_operator.core.events import EventRecorder
+from trimtab_operator.core.kube import Change, Kube, Object, Ref, Sink
+from trimtab_operator.core.names import MANAGER_STATUS
+from trimtab_operator.core.refusals import Refusal
+from trimtab_operator.core.settings import Settings
+from trimtab_operator.core.store import Store
+
+log = structlog.stdlib.get_logger(__name__)
+
+AnyController = Controller[Any]
+
+
+class Result(StrEnum):
+    """How a reconciliation ended; the `outcome` of the metric."""
+
+    GONE = "gone"
+    """There is no such object, or it is being deleted: its children go with it."""
+    UNCHANGED = "unchanged"
+    """What is desired is live."""
+    WRITTEN = "written"
+    STALE = "stale"
+    """The plan was made of something that has changed: again, soon."""
+    REFUSED = "refused"
+    """The API server said no, and the status says so: again, later."""
+    UNAVAILABLE = "unavailable"
+    """The API server did not answer: again, later."""
+    ERROR = "error"
+    """A fault of ours: again, later."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result, and when to come back."""
+
+    result: Result
+    requeue_after: float | None = None
+    """Seconds until the clock alone may change the plan."""
+    retry_after: float | None = None
+    """Seconds that the API server asked to wait."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the loop works with."""
+
+    kube: Kube
+    store: Store
+    settings: Settings
+    now: Callable[[], datetime]
+    deliver: Sink
+    """Takes each object that a write returned, and wakes whom it concerns."""
+    events: EventRecorder
+
+
+async def reconcile(controller: AnyController, ref: Ref, env: Environment) -> Outcome:
+    """Bring the cluster one plan closer to what one owner asks for. Raises nothing but faults of ours."""
+    owner = env.store.find(ref)
+    if owner is None or "deletionTimestamp" in owner["metadata"]:
+        env.store.refusals.clear(ref)
+        return Outcome(Result.GONE)
+    try:
+        return await _reconcile(controller, ref, owner, env)
+    except (StaleView, Conflict, NotFound, AlreadyExists) as error:
+        # The store is behind: what is live now decides, and the next plan sees it.
+        log.debug("planned for a stale view", reason=str(error))
+        return await _refresh(controller, ref, owner, env)
+    except KubeError as error:
+        log.warning("the API server is unavailable", reason=str(error))
+        return Outcome(Result.UNAVAILABLE, retry_after=error.retry_after)
+
+
+async def _reconcile(controller: AnyController, ref: Ref, owner: Object, env: Environment) -> Outcome:
+    plan = _plan(controller, owner, env)
+    written, refusal = await _act(plan, owner, env)
+    if refusal is not None:
+        if refusal != env.store.refusal(ref):
+            log.warning("refused", target=str(refusal.target), reason=refusal.reason, message=refusal.message)
+        env.store.refusals.record(ref, refusal)
+        plan = _plan(controller, owner, env)
+    elif env.store.refusal(ref) is not None:
+        env.store.refusals.clear(ref)
+        return Outcome(Result.WRITTEN, requeue_after=0.0)  # the status still tells of the refusal
+    try:
+        written |= await _write_status(plan, owner, env)
+    except (Invalid, Forbidden) as error:
+        # Nowhere to say it but here.
+        log.error("status refused", reason=error.reason, message=error.message)
+        return Outcome(Result.REFUSED)
+    if refusal is not None:
+        return Outcome(Result.REFUSED, requeue_after=plan.requeue_after)
+    return Outcome(Result.WRITTEN if written else Result.UNCHANGED, requeue_after=plan.requeue_after)
+
+
+def _plan(controller: AnyController, owner: Object, env: Environment) -> Plan:
+    observation = controller.observe(env.store, owner)
+    return controller.plan(owner, observation, env.settings, env.now())
+
+
+async def _act(plan: Plan, owner: Object, env: Environment) -> tuple[bool, Refusal | None]:
+    """Carry out the actions in order, up to the first refusal; whether something was written, and the refusal."""
+    written = checked = False
+    for action in plan.actions:
+        if irreversible(action) and not checked:
+            await check_owner(env.kube, env.deliver, owner)
+            checked = True
+        try:
+            written |= await carry_out(action, env.kube, env.store, env.deliver)
+        except NameTaken as error:
+            return written, Refusal(error.target, NAME_TAKEN, str(error))
+        except (Invalid, Forbidden) as error:
+            return written, Refusal(target_of(action), error.reason, error.message)
+    for note in plan.notes if written else ():
+        log.info(note)
+    return written, None
+
+
+async def _write_status(plan: Plan, owner: Object, env: Environment) -> bool:
+    """Write the whole status if it differs, against the version that the plan was made for; then its events."""
+    if plan.status is None or plan.status == owner.get("status", {}):
+        return False
+    metadata = {key: owner["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    body = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "metadata": metadata, "status": plan.status}
+    env.deliver(Change.UPSERT, await env.kube.apply_status(body, manager=MANAGER_STATUS))
+    env.events.emit(owner, plan.events)
+    return True
+
+
+async def _refresh(controller: AnyController, ref: Ref, owner: Object, env: Environment) -> Outcome:
+    """Put the live owner into the store in place of waiting for its event."""
+    try:
+        live = await env.kube.get(controller.kind, ref.namespace, ref.name)
+    except Unavailable as error:
+        return Outcome(Result.UNAVAILABLE, retry_after=error.retry_after)
+    except KubeError as error:
+        log.warning("owner not read", reason=str(error))
+        return Outcome(Result.UNAVAILABLE)
+    env.deliver(*((Change.UPSERT, live) if live is not None else (Change.DELETE, owner)))
+    return Outcome(Result.STALE)
