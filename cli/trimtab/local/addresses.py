@@ -40,3 +40,7 @@ class Addresses:
         if host not in self._reserved:
             self._reserved[host] = self.take()
         return self._reserved[host]
+
+    def release(self, address: str | None) -> None:
+        """The pod at this address has ended."""
+        self._reserved = {host: taken for host, taken in self._reserved.items() if taken != address}

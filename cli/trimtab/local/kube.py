@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from trimtab_operator.core.errors import AlreadyExists, Conflict, Invalid, NotFound
-from trimtab_operator.core.kube import CLAIM, CONFIGMAP, KINDS, POD, SERVICE, Change, Kind, Object, Ref, Sink, ref_of
-
 from trimtab.local.fields import apply, built_in_list_keys
 from trimtab.local.state import Record, State
 from trimtab.manifests.admission import ADMISSIONS
+from trimtab_operator.core.errors import AlreadyExists, Conflict, Invalid, NotFound
+from trimtab_operator.core.kube import CLAIM, CONFIGMAP, KINDS, POD, SERVICE, Change, Kind, Object, Ref, Sink, ref_of
 
 SECRET = Kind("v1", "Secret", "secrets")
 LOCAL_KINDS = {**KINDS, SECRET.kind: SECRET}

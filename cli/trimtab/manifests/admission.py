@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from trimtab_operator.api.crd import RESOURCES, crd
-from trimtab_operator.core.kube import Kind, Object
-
 from trimtab.manifests.load import Document, InvalidManifest
 from trimtab.manifests.rules import broken_rules
 from trimtab.manifests.schema import Schema, prune, validate, with_defaults
+from trimtab_operator.api.crd import RESOURCES, crd
+from trimtab_operator.core.kube import Kind, Object
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 """A DNS subdomain, as far as names of objects go."""

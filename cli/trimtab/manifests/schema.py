@@ -77,7 +77,7 @@ def _unique_keys(_validator: Any, keys: list[str], value: Any, _schema: Schema) 
         seen.append(key)
 
 
-_Validator = extend(
+_Validator: Any = extend(  # type: ignore[no-untyped-call]
     Draft4Validator,
     {"x-kubernetes-int-or-string": _int_or_string, "x-kubernetes-list-map-keys": _unique_keys},
 )
@@ -115,7 +115,8 @@ def _messages(error: ValidationError) -> Iterator[str]:
         return
     text = _TEXTS.get(str(error.validator))
     said = text(error.validator_value, value) if text else error.message
-    if error.validator in ("minimum", "maximum") and error.schema.get(f"exclusive{str(error.validator).title()}"):
+    schema = error.schema if isinstance(error.schema, dict) else {}
+    if error.validator in ("minimum", "maximum") and schema.get(f"exclusive{str(error.validator).title()}"):
         said = said.replace("at least", "more than").replace("at most", "less than")
     yield f"{place(path)}: {said}"
 
