@@ -196,8 +196,8 @@ class Kubelet:
         scratch = Path(tempfile.mkdtemp(prefix="trimtab-"))  # short: sockets in it have 108 characters
         try:
             paths = mount(self._kube, self._workdir, pod, scratch)
-            assert state.address is not None
-            place = Place(paths, state.address, self._addresses.of_host, scratch)
+            address = state.address or ""
+            place = Place(paths, address, self._addresses.of_host, scratch)
             made = process(pod, place, partial(secret_value, self._kube, namespace))
             if running.devices:
                 visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, running.devices))}

@@ -65,7 +65,7 @@ async def start(
         log: file to which the output is appended; without it the output is kept for `Ended`.
         lock: descriptor of the working folder's lock, held until the process has ended.
     """
-    result.unlink(missing_ok=True)
+    result.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call
     this = [sys.executable, "-I", "-S", supervisor.__file__, str(result), str(os.getpid()), str(scratch or "-")]
     output = log.open("ab") if log else None
     try:

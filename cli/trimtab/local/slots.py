@@ -71,6 +71,7 @@ def admit(
         used = sum(pod.cores for pod in active if not pod.serving)
         free = machine.accelerators - sum(pod.accelerators for pod in active)
         begun = any(pod.group == group for pod in active)
+        left = max(machine.cores - used, 0)
         reason = None
         if accelerators > free:
             reason = f"Insufficient accelerators: {accelerators} asked for, {free} of {machine.accelerators} free here"
@@ -78,9 +79,7 @@ def admit(
             if hold_serving:
                 reason = "serving waits until training has ended"
         elif not begun and used and (blocked or used + cores > machine.cores):
-            reason = (
-                f"Insufficient cpu: {cores:g} asked for, {max(machine.cores - used, 0):g} of {machine.cores:g} free"
-            )
+            reason = f"Insufficient cpu: {cores:g} asked for, {left:g} of {machine.cores:g} free"
         blocked |= reason is not None and not pods[0].serving
         verdicts |= {pod.uid: reason for pod in pods}
         if reason is None:

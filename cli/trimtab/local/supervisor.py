@@ -1,7 +1,7 @@
 """One process beside each container: what it started dies with it, and it dies with `trimtab`.
 
-Runs as `python -I -S supervisor.py RESULT PARENT SCRATCH COMMAND…` and uses the standard library only, so that it starts
-in milliseconds. It adopts every descendant (PR_SET_CHILD_SUBREAPER), forwards SIGTERM to the container's first process,
+Runs as `python -I -S supervisor.py RESULT PARENT SCRATCH COMMAND…` and uses the standard library only, so it starts in
+milliseconds. It adopts every descendant (PR_SET_CHILD_SUBREAPER), forwards SIGTERM to the container's first process,
 and kills them all on SIGUSR1, which the kernel also sends when the parent dies. When the first process has ended,
 the others are killed, as at the end of a container, the folder SCRATCH is removed and RESULT is written.
 """
@@ -133,7 +133,7 @@ def _become(command: list[str]) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR1})
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        os.execvp(command[0], command)
+        os.execvp(command[0], command)  # noqa: S606 - no shell is the point
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(127)

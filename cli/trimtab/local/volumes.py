@@ -55,7 +55,7 @@ def _place(
         directory.mkdir(parents=True, exist_ok=True)
         return directory
     if "emptyDir" in volume:
-        directory = scratch / volume["name"]
+        directory = scratch / str(volume["name"])
         directory.mkdir(exist_ok=True)
         return directory
     if source := volume.get("configMap"):

@@ -76,9 +76,7 @@ class Workdir:
             holder = _holder(os.pread(descriptor, 4096, 0))
             if holder is None or _alive(holder[0]) or time.monotonic() > deadline:
                 who = "another process" if holder is None else f"process {holder[0]} since {holder[1]}"
-                raise FolderInUse(
-                    f"{self.root}: in use by {who}; wait for it, stop it with Ctrl-C or kill, or choose another --workdir"
-                )
+                raise FolderInUse(f"{self.root}: in use by {who}; wait for it, stop it, or choose another --workdir")
             time.sleep(0.1)
 
 
