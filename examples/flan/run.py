@@ -1,6 +1,6 @@
 """Copy the five FLAN chain-of-thought files into the job's volume and run the job on this machine.
 
-    TRIMTAB_FLAN_DATA=FOLDER python examples/flan/run.py [WORKDIR]
+Usage: `TRIMTAB_FLAN_DATA=FOLDER python examples/flan/run.py [WORKDIR]`
 """
 
 from __future__ import annotations

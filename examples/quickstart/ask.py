@@ -177,8 +177,8 @@ def report(console: Console, pairs: list[Pair], base: Findings, tuned: Findings)
     console.print(figures)
     fit = tuned.shuffled_loss - tuned.loss
     console.print(
-        f"Fine-tuning took {base.loss - tuned.loss:.2f} nats a token off the loss of the answers. The right question is "
-        f"worth {fit:.3f} nats: a model of this size learns the form of an answer, and little of its content."
+        f"Fine-tuning took {base.loss - tuned.loss:.2f} nats a token off the loss of the answers. The right question "
+        f"is worth {fit:.3f} nats: a model of this size learns the form of an answer, and little of its content."
     )
 
 
