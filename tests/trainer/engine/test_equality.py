@@ -1,0 +1,109 @@
+"""The batch law: processes, micro-batches and ZeRO stages change nothing but rounding (DESIGN §7; training facts S1, S2, S9)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer.engine import matrix, oracle, stages
+from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.volumes import local_path
+
+STEPS = 5
+LEARNING_RATE = matrix.RECIPE["learning_rate"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Epochs of nine rows in batches of four: the third step has one row, so one of two processes has none."""
+    root = tmp_path_factory.mktemp("prepared")
+    artifact = stages.write_prepared(
+        root, row_counts=[9, 9], batch=4, max_steps=STEPS, validation=5, stage_type=stages.StageType.SFT
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIMTAB_VOLUMES", json.dumps({"models": str(root / "volume")}))
+        return PreparedData.open(local_path(artifact.uri), artifact.digest)
+
+
+@pytest.fixture(scope="module")
+def reference(prepared: PreparedData) -> dict[str, oracle.Oracle]:
+    return {name: oracle.train(prepared, matrix.RECIPE, name) for name in ("sgd", "adamw")}
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one-process", "two-processes"])
+def results(request: pytest.FixtureRequest, prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One launch a world size; it finds neither a compiler nor anything else on PATH."""
+    out = tmp_path_factory.mktemp("matrix")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={request.param}",
+            "--master-addr=127.0.0.1", f"--master-port={port}", "--module", "tests.trainer.engine.matrix",
+            str(prepared.folder), str(out),
+        ],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": "/nonexistent", "CC": "/bin/false", "CXX": "/bin/false"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return out
+
+
+def differences(results: Path, cell: str, expected: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Largest difference of a weight, and the relative L2 norm of all differences."""
+    weights = load_file(results / f"{cell}.safetensors")
+    assert weights.keys() == expected.keys()
+    found = torch.cat([weights[name].float().flatten() for name in expected])
+    wanted = torch.cat([expected[name].flatten() for name in expected])
+    return float((found - wanted).abs().max()), float((found - wanted).norm() / wanted.norm())
+
+
+def test_sgd_equals_plain_torch_and_the_mean_of_means_does_not(
+    results: Path, reference: dict[str, oracle.Oracle]
+) -> None:
+    expected = reference["sgd"].weights
+    for zero in range(4):
+        for micro in (1, 4):
+            largest, _ = differences(results, matrix.cell_name(zero, micro, "sgd", "fp32"), expected)
+            assert largest < 1e-6, (zero, micro)
+    assert differences(results, "naive", expected)[0] > 1e-4
+
+
+def test_adamw_equals_plain_torch(results: Path, reference: dict[str, oracle.Oracle]) -> None:
+    for zero in range(4):
+        for micro in (1, 4):
+            cell = matrix.cell_name(zero, micro, "adamw", "fp32")
+            largest, relative = differences(results, cell, reference["adamw"].weights)
+            assert relative < 2e-6, (cell, relative)
+            assert largest < 0.01 * LEARNING_RATE * STEPS, (cell, largest)
+
+
+def test_metrics_are_weighted_by_tokens(results: Path, reference: dict[str, oracle.Oracle]) -> None:
+    for zero, micro, optimizer, precision in matrix.cells():
+        if precision != "fp32":
+            continue
+        cell = matrix.cell_name(zero, micro, optimizer, precision)
+        told = json.loads((results / f"{cell}.json").read_text())
+        assert [step["loss"] for step in told["steps"]] == pytest.approx(reference[optimizer].losses, rel=1e-5), cell
+        assert [step["norm"] for step in told["steps"]] == pytest.approx(reference[optimizer].norms, rel=1e-4), cell
+        assert told["validation"] == pytest.approx(reference[optimizer].validation, rel=1e-5), cell
+
+
+def test_bf16_follows_fp32_with_weights_in_bf16(results: Path, reference: dict[str, oracle.Oracle]) -> None:
+    for zero in range(4):
+        cell = matrix.cell_name(zero, 1, "adamw", "bf16")
+        assert {t.dtype for t in load_file(results / f"{cell}.safetensors").values()} == {torch.bfloat16}
+        _, relative = differences(results, cell, reference["adamw"].weights)
+        assert relative < 4e-3, (cell, relative)  # half a bf16 ulp is 2e-3
+        told = json.loads((results / f"{cell}.json").read_text())
+        assert [step["loss"] for step in told["steps"]] == pytest.approx(reference["adamw"].losses, rel=1e-2), cell
