@@ -1,0 +1,146 @@
+"""A pod as decisions see it: how its container ended, why it does not start, whether it was disrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from trimtab_operator.core.kube import Object
+
+_CREATE_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_LOST_REASONS = ("Evicted", "NodeLost", "NodeShutdown", "Terminated", "Preempting")
+"""`status.reason` of a pod that its node or the scheduler ended."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the container ended."""
+
+    exit_code: int
+    reason: str = ""
+    """The kubelet's word, e.g. OOMKilled."""
+    message: str = ""
+    """The termination message, as written by the container: hostile."""
+    finished_at: str = ""
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """Why a pod does not start, or does not stay up; worded so that it does not change while the cause stays."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class PodView:
+    """One pod with one container."""
+
+    name: str
+    owner_uid: str = ""
+    owner_name: str = ""
+    """Uid and name of the controller."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    index: int = 0
+    """Completion index of an Indexed Job's pod."""
+    phase: str = "Pending"
+    reason: str = ""
+    message: str = ""
+    node: str | None = None
+    ip: str | None = None
+    created: str = ""
+    ready: bool = False
+    deleting: bool = False
+    disrupted: str | None = None
+    """Why the cluster took the pod away (eviction, preemption, a lost node); None where it did not."""
+    ended: Ended | None = None
+    previous: Ended | None = None
+    """How the container ended before its last restart."""
+    stuck: Stuck | None = None
+
+    @property
+    def failed(self) -> bool:
+        """The pod is over, and not well."""
+        return self.phase == "Failed" or (self.ended is not None and self.ended.exit_code != 0)
+
+    @property
+    def over(self) -> bool:
+        """Nothing runs in the pod any more."""
+        return self.phase in ("Failed", "Succeeded")
+
+
+def pod_view(pod: Object) -> PodView:
+    """The view of a raw Pod; what is missing in it counts as not said."""
+    metadata, status = pod["metadata"], pod.get("status", {})
+    owner: Object = next((o for o in metadata.get("ownerReferences", []) if o.get("controller")), {})
+    container: Object = next(iter(status.get("containerStatuses") or []), {})
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
+    labels = metadata.get("labels") or {}
+    index = labels.get("batch.kubernetes.io/job-completion-index") or (metadata.get("annotations") or {}).get(
+        "batch.kubernetes.io/job-completion-index", "0"
+    )
+    return PodView(
+        name=metadata["name"],
+        owner_uid=owner.get("uid", ""),
+        owner_name=owner.get("name", ""),
+        labels=labels,
+        index=int(index),
+        phase=status.get("phase", "Pending"),
+        reason=status.get("reason", ""),
+        message=status.get("message", ""),
+        node=pod.get("spec", {}).get("nodeName"),
+        ip=status.get("podIP"),
+        created=metadata.get("creationTimestamp", ""),
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        deleting="deletionTimestamp" in metadata,
+        disrupted=_disrupted(status, conditions),
+        ended=_ended(container.get("state")),
+        previous=_ended(container.get("lastState")),
+        stuck=_stuck(metadata["name"], container, conditions),
+    )
+
+
+def pod_age(pod: PodView, now: datetime) -> float:
+    """Seconds since the pod was created; 0 where that is not known."""
+    return (now - datetime.fromisoformat(pod.created)).total_seconds() if pod.created else 0.0
+
+
+def _disrupted(status: Object, conditions: Mapping[str, Object]) -> str | None:
+    target = conditions.get("DisruptionTarget", {})
+    if target.get("status") == "True":
+        return target.get("reason") or "Disrupted"
+    reason = status.get("reason", "")
+    return reason if reason in _LOST_REASONS else None
+
+
+def _ended(state: Object | None) -> Ended | None:
+    terminated = (state or {}).get("terminated")
+    if terminated is None:
+        return None
+    return Ended(
+        exit_code=terminated.get("exitCode", 1),
+        reason=terminated.get("reason") or "",
+        message=terminated.get("message") or "",
+        finished_at=terminated.get("finishedAt") or "",
+    )
+
+
+def _stuck(name: str, container: Object, conditions: Mapping[str, Object]) -> Stuck | None:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason = waiting.get("reason", "")
+    if reason in _IMAGE_REASONS:
+        image = container.get("image", "")
+        return Stuck(
+            "ImagePullFailed",
+            f"pod {name}: the image {image!r} can't be pulled; check its name, and imagePullSecrets for a private one",
+        )
+    if reason in _CREATE_REASONS:
+        return Stuck("CreateFailed", f"pod {name}: {waiting.get('message') or reason}")
+    if reason == "CrashLoopBackOff":
+        return Stuck("CrashLoop", f"pod {name} ends again and again; see kubectl logs {name} --previous")
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False" and scheduled.get("reason") in ("Unschedulable", "SchedulingGated"):
+        return Stuck(scheduled["reason"], f"pod {name}: {scheduled.get('message') or 'no node fits'}")
+    return None

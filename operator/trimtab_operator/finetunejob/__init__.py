@@ -1,0 +1,1 @@
+"""FineTuneJob: observe, plan, manifests, status, and one file a policy."""

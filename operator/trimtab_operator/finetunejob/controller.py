@@ -1,0 +1,52 @@
+"""The controller of FineTuneJobs: a thin adapter between the one loop and the pure parts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from trimtab_operator.api.finetunejob import FineTuneJob
+from trimtab_operator.core.actions import Plan
+from trimtab_operator.core.controller import Reader
+from trimtab_operator.core.interests import Interests
+from trimtab_operator.core.kube import FINETUNEJOB, Object, Ref, ref_of
+from trimtab_operator.core.settings import Settings
+from trimtab_operator.finetunejob.board import ProgressBoard, Target
+from trimtab_operator.finetunejob.observe import Observation, foreign, observe, role_of
+from trimtab_operator.finetunejob.plan import plan
+
+
+class FineTuneJobController:
+    """Reconciles FineTuneJobs. `board` is shared with the progress poller."""
+
+    kind = FINETUNEJOB
+
+    def __init__(self, board: ProgressBoard | None = None) -> None:
+        self.board = board or ProgressBoard()
+        self._interests = Interests()
+
+    def observe(self, reader: Reader, obj: Object) -> Observation:
+        """Read the store, and note what this job waits for and whom to ask for its progress."""
+        owner = ref_of(obj)
+        job = FineTuneJob.model_validate(obj)
+        self._interests.note(owner, () if job.status.completion_time else foreign(job, owner.namespace))
+        seen = observe(reader, obj, job)
+        self.board.watch(owner, targets(job, seen))
+        return seen.with_progress(self.board.progress(owner))
+
+    def plan(self, obj: Object, observation: Observation, settings: Settings, now: datetime) -> Plan:
+        """The next actions and the whole status."""
+        return plan(obj, observation, settings, now)
+
+    def interested(self, obj: Object) -> list[Ref]:
+        """Jobs that look at this claim, endpoint or other job."""
+        return self._interests.of(ref_of(obj))
+
+
+def targets(job: FineTuneJob, seen: Observation) -> list[Target]:
+    """The running first pod of each stage's recorded attempt."""
+    uids = {stage.job_uid for stage in job.status.stages if stage.job_uid}
+    return [
+        Target(pod.name, role_of(pod.labels), pod.ip)
+        for pod in seen.pods
+        if pod.owner_uid in uids and pod.index == 0 and pod.phase == "Running" and pod.ip and not pod.deleting
+    ]

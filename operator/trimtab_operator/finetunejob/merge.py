@@ -1,0 +1,93 @@
+"""`spec.defaults` under a stage: what the stage really runs with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab_operator.api.finetunejob import FineTuneJobSpec
+from trimtab_operator.api.stage import Pretrain, Sft, Stage
+from trimtab_operator.core.quantity import number
+from trimtab_trainer.config import StageType
+from trimtab_trainer.settings import Checkpoint, Precision, Recipe
+
+DEFAULT_RETRIES = 3
+_ACCELERATORS = ("nvidia.com/", "amd.com/", "gpu.intel.com/", "habana.ai/")
+"""Prefixes of the extended resources on which one training process runs each."""
+
+
+@dataclass(frozen=True)
+class Effective:
+    """A stage with the defaults merged in and every default value filled."""
+
+    stage: Stage
+    type: StageType
+    task: Pretrain | Sft
+    nodes: int
+    processes: int
+    """In each pod."""
+    retries: int
+    recipe: Recipe
+    checkpoint: Checkpoint
+    precision: Precision
+    zero_stage: int
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.stage.name
+
+    def threads(self, fallback: int) -> int:
+        """OMP_NUM_THREADS of each process: its share of the CPU limit; `fallback` where there is no limit."""
+        limit = ((self.stage.resources and self.stage.resources.limits) or {}).get("cpu")
+        return max(1, math.floor(number(limit) / self.processes)) if limit else fallback
+
+
+def deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins; maps merge key by key, lists and scalars replace.
+
+    >>> deep_merge({"a": {"x": 1, "y": 2}, "b": [1]}, {"a": {"y": 3}, "b": [2, 3]})
+    {'a': {'x': 1, 'y': 3}, 'b': [2, 3]}
+    """
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = deep_merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def effective(spec: FineTuneJobSpec) -> tuple[Effective, ...]:
+    """The stages of a job in its order; ValueError (pydantic's) where merged values break a bound."""
+    defaults = spec.defaults.model_dump(by_alias=True, exclude_none=True) if spec.defaults else {}
+    return tuple(
+        _effective(Stage.model_validate(deep_merge(defaults, stage.model_dump(by_alias=True, exclude_none=True))))
+        for stage in spec.stages
+    )
+
+
+def accelerators(stage: Stage) -> int:
+    """Accelerators in the limits of one pod."""
+    limits = (stage.resources and stage.resources.limits) or {}
+    return sum(int(number(value)) for name, value in limits.items() if name.startswith(_ACCELERATORS))
+
+
+def _effective(stage: Stage) -> Effective:
+    task = stage.pretrain or stage.sft
+    if task is None:
+        raise ValueError(f"stage {stage.name}: no stage type is set")
+    return Effective(
+        stage=stage,
+        type=StageType.PRETRAIN if stage.pretrain else StageType.SFT,
+        task=task,
+        nodes=stage.nodes or 1,
+        processes=stage.processes_per_node or accelerators(stage) or 1,
+        retries=DEFAULT_RETRIES if stage.retries is None else stage.retries,
+        recipe=Recipe.model_validate(stage.train.model_dump(exclude_none=True) if stage.train else {}),
+        checkpoint=Checkpoint.model_validate(
+            stage.checkpoint.model_dump(exclude_none=True) if stage.checkpoint else {}
+        ),
+        precision=stage.precision or Precision.BF16,
+        zero_stage=(stage.parallelism and stage.parallelism.zero_stage) or 0,
+    )

@@ -1,0 +1,89 @@
+"""The prepare Job's JSON: one for all stages, before any accelerator is claimed."""
+
+from __future__ import annotations
+
+from trimtab_operator.api import data as api
+from trimtab_operator.api.base import SecretReference
+from trimtab_operator.api.finetunejob import FineTuneJob
+from trimtab_operator.api.stage import Sft
+from trimtab_operator.api.status import ArtifactStatus
+from trimtab_operator.core.podtemplate import SECRETS_PATH
+from trimtab_operator.finetunejob.merge import Effective
+from trimtab_trainer.config import (
+    BaseModelSource,
+    DataSource,
+    JobIdentity,
+    PrepareConfig,
+    PrepareStage,
+    Validation,
+)
+from trimtab_trainer.settings import Loss, SpecialTokens, TokenizerTraining
+
+
+def prepare_config(
+    identity: JobIdentity, job: FineTuneJob, stages: tuple[Effective, ...], model: ArtifactStatus | None
+) -> PrepareConfig:
+    """The configuration of the prepare pod. `model`: what a `job://` model was resolved to."""
+    return PrepareConfig(
+        job=identity,
+        root=job.spec.artifacts.uri,
+        model=_model(job.spec.model, model),
+        stages=[_stage(stage) for stage in stages],
+    )
+
+
+def _model(source: api.BaseModelSource, resolved: ArtifactStatus | None) -> BaseModelSource:
+    tokenizer = source.tokenizer
+    return BaseModelSource(
+        uri=resolved.uri if resolved else source.uri,
+        digest=resolved.digest if resolved else None,
+        revision=source.revision,
+        secret_path=_secret_path(source.secret_ref),
+        config=source.config,
+        tokenizer_uri=tokenizer.uri if tokenizer else None,
+        tokenizer_train=_training(tokenizer.train) if tokenizer and tokenizer.train else None,
+    )
+
+
+def _training(training: api.TokenizerTraining) -> TokenizerTraining:
+    given = training.model_dump(exclude_none=True, exclude={"special_tokens"})
+    tokens = training.special_tokens.model_dump(exclude_none=True) if training.special_tokens else {}
+    return TokenizerTraining(**given, special_tokens=SpecialTokens(**tokens))
+
+
+def _stage(stage: Effective) -> PrepareStage:
+    task = stage.task
+    given = task.model_dump(
+        exclude_none=True, include={"max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
+    )
+    loss = (task.loss or Loss.ASSISTANT) if isinstance(task, Sft) else Loss.ALL
+    return PrepareStage(
+        name=stage.name,
+        type=stage.type,
+        from_stage=stage.stage.from_,
+        data=[_source(source) for source in task.data],
+        validation=_validation(task.validation) if task.validation else None,
+        loss=loss,
+        recipe=stage.recipe,
+        precision=stage.precision,
+        zero_stage=stage.zero_stage,
+        world_size=stage.nodes * stage.processes,
+        **given,
+    )
+
+
+def _validation(validation: api.Validation) -> Validation:
+    return Validation(
+        data=[_source(source) for source in validation.data or []],
+        fraction=validation.fraction,
+        every_steps=validation.every_steps,
+    )
+
+
+def _source(source: api.DataSource) -> DataSource:
+    given = source.model_dump(exclude_none=True, include={"uri", "revision", "weight", "cap"})
+    return DataSource(**given, secret_path=_secret_path(source.secret_ref))
+
+
+def _secret_path(ref: SecretReference | None) -> str | None:
+    return f"{SECRETS_PATH}/{ref.name}" if ref else None

@@ -1,0 +1,77 @@
+"""Progress: asks the running training pods, outside the workers; a pod that can't be reached fails nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable
+
+import aiohttp
+import structlog
+from pydantic import ValidationError
+
+from trimtab_operator.core.controller import Reader
+from trimtab_operator.core.kube import FINETUNEJOB, Ref
+from trimtab_operator.core.settings import Settings
+from trimtab_operator.finetunejob.board import ProgressBoard, Target
+from trimtab_operator.finetunejob.manifests import PROGRESS_PORT
+from trimtab_trainer.config import Progress
+
+TIMEOUT_SECONDS = 2.0
+_LONGEST_ANSWER = 65_536
+_AT_ONCE = 64
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class ProgressPoller:
+    """A companion of the runtime: polls every `settings.progress_poll_seconds`, and wakes owners with news."""
+
+    def __init__(self, board: ProgressBoard, settings: Settings) -> None:
+        self._board = board
+        self._settings = settings
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def run(self, reader: Reader, wake: Callable[[Ref], None]) -> None:
+        """Poll until cancelled."""
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
+            while True:
+                await asyncio.sleep(self._settings.progress_poll_seconds)
+                gone = [
+                    owner
+                    for owner in self._board.owners()
+                    if reader.get(FINETUNEJOB, owner.namespace, owner.name) is None
+                ]
+                for owner in gone:
+                    self._board.forget(owner)
+                for owner in await self.poll(session):
+                    wake(owner)
+
+    async def poll(self, session: aiohttp.ClientSession) -> list[Ref]:
+        """Ask every target once; the owners that have news."""
+        asked = [(owner, target) for owner in self._board.owners() for target in self._board.targets(owner)]
+        answers = await asyncio.gather(*(self._ask(session, target) for _, target in asked))
+        news = [
+            owner
+            for (owner, target), answer in zip(asked, answers, strict=True)
+            if answer is not None and self._board.put(target, answer)
+        ]
+        return list(dict.fromkeys(news))
+
+    async def _ask(self, session: aiohttp.ClientSession, target: Target) -> Progress | None:
+        async with self._slots:
+            try:
+                async with session.get(url_of(target.address), allow_redirects=False) as response:
+                    body = await response.content.read(_LONGEST_ANSWER)
+                return Progress.model_validate_json(body) if response.status == 200 else None
+            except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ValueError) as error:
+                log.debug("no progress", stage=target.stage, address=target.address, reason=repr(error))
+                return None
+
+
+def url_of(address: str) -> str:
+    """Where a pod answers; ValueError where the address is no IP address."""
+    ip = ipaddress.ip_address(address)
+    host = f"[{ip}]" if ip.version == 6 else str(ip)
+    return f"http://{host}:{PROGRESS_PORT}/progress"
