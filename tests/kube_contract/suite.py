@@ -21,7 +21,7 @@ from tests.kube_contract.support import (
 )
 
 from trimtab_operator.core.errors import AlreadyExists, Conflict, Invalid, NotFound
-from trimtab_operator.core.kube import CONFIGMAP, FINETUNEJOB, MODELENDPOINT, Change, Object
+from trimtab_operator.core.kube import CONFIGMAP, FINETUNEJOB, MODELENDPOINT, Change, Kind, Object, kind_of
 
 A, B = "manager-a", "manager-b"
 
@@ -156,22 +156,37 @@ async def test_conditions_are_merged_by_type_and_dropped_by_their_manager(api: A
 
 
 @pytest.mark.parametrize("subresource", ["apply", "apply_status"])
-async def test_preconditions(api: Api, subresource: str) -> None:
+async def test_a_resource_version_is_a_precondition(api: Api, subresource: str) -> None:
     made = await api.kube.create(finetunejob(api, unique("precondition")), manager=A)
     name = made["metadata"]["name"]
     write = getattr(api.kube, subresource)
 
-    def body(phase: str, **metadata: str) -> Object:
+    def body(phase: str, resource_version: str) -> Object:
+        metadata = {"resourceVersion": resource_version}
         if subresource == "apply":
-            return manifest(api, FINETUNEJOB, name, metadata={"labels": {"phase": phase}, **metadata})
+            return manifest(api, FINETUNEJOB, name, metadata=metadata | {"labels": {"phase": phase}})
         return manifest(api, FINETUNEJOB, name, metadata=metadata, status={"phase": phase})
 
-    uid, stale = made["metadata"]["uid"], made["metadata"]["resourceVersion"]
-    fresh = await write(body("Running", uid=uid, resourceVersion=stale), manager=B)
-    for metadata in ({"resourceVersion": stale}, {"uid": "another"}):
-        with pytest.raises(Conflict):
-            await write(body("Failed", **metadata), manager=B)
+    fresh = await write(body("Running", made["metadata"]["resourceVersion"]), manager=B)
+    with pytest.raises(Conflict):
+        await write(body("Failed", made["metadata"]["resourceVersion"]), manager=B)
     assert await api.kube.get(FINETUNEJOB, api.namespace, name) == fresh
+
+
+async def test_apply_with_a_uid_writes_that_object_only(api: Api) -> None:
+    for made in (
+        await api.kube.create(finetunejob(api, unique("uid")), manager=A),
+        await api.kube.create(configmap(api, unique("uid")), manager=A),
+    ):
+        kind, name = kind_of(made), made["metadata"]["name"]
+
+        def body(uid: str, kind: Kind = kind, name: str = name) -> Object:
+            return manifest(api, kind, name, metadata={"uid": uid, "labels": {"uid": uid[:8]}})
+
+        fresh = await api.kube.apply(body(made["metadata"]["uid"]), manager=B)
+        with pytest.raises(Conflict):
+            await api.kube.apply(body("6a1f5a35-0000-4000-8000-000000000000"), manager=B)
+        assert await api.kube.get(kind, api.namespace, name) == fresh
 
 
 async def test_a_uid_keeps_apply_from_creating(api: Api) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import aiohttp
 
 from trimtab_operator.core.credentials import Credentials
-from trimtab_operator.core.errors import KubeError, NotFound, Unavailable, kube_error
+from trimtab_operator.core.errors import Conflict, KubeError, NotFound, Unavailable, kube_error
 from trimtab_operator.core.kube import Kind, Object, kind_of
 from trimtab_operator.core.rate import TokenBucket
 
@@ -26,6 +26,7 @@ _READ_ATTEMPTS = 4
 _LONGEST_PAUSE_SECONDS = 10.0
 _UNAUTHORIZED = 401
 _GONE = 410
+_UNPROCESSABLE = 422
 _FIRST_ERROR = 400
 
 Observe = Callable[[str, int], None]
@@ -117,7 +118,7 @@ class ApiServer:
                 objects, token = [], ""
                 params.pop("limit", None)
                 continue
-            objects += [{**item, "apiVersion": kind.api_version, "kind": kind.kind} for item in page["items"]]
+            objects += [{**item, "apiVersion": kind.api_version, "kind": kind.kind} for item in page["items"] or []]
             token = page["metadata"].get("continue", "")
             if not token:
                 return objects
@@ -234,4 +235,12 @@ def _error(verb: str, path: str, code: int, text: str, retry_after: str | None) 
         wait = float(seconds) if seconds else None
     except (TypeError, ValueError):  # an HTTP date: no Kubernetes API server sends one
         wait = None
+    if code == _UNPROCESSABLE and _causes(status) == {"metadata.uid"}:
+        # Some kinds report a wrong uid in an apply so, others as a conflict.
+        return Conflict(code, "Conflict", message)
     return kube_error(code, status.get("reason") or f"HTTP {code}", message, wait)
+
+
+def _causes(status: dict[str, Any]) -> set[str]:
+    """The fields that a Status object complains of."""
+    return {cause.get("field", "") for cause in (status.get("details") or {}).get("causes") or []}

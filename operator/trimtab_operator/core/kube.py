@@ -88,7 +88,10 @@ class Kube(Protocol):
         """Server-side apply with force. A given `metadata.resourceVersion` or `uid` is a precondition (`Conflict`)."""
 
     async def apply_status(self, obj: Object, *, manager: str) -> Object:
-        """Server-side apply to the status subresource, likewise; `NotFound` where the object is gone."""
+        """Server-side apply to the status subresource with force; `NotFound` where the object is gone.
+
+        A given `metadata.resourceVersion` is a precondition (`Conflict`); a uid is not.
+        """
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
         """Delete with background propagation. A missing object is success; another uid is `Conflict`."""

@@ -142,7 +142,7 @@ async def _write_status(plan: Plan, owner: Object, env: Environment) -> bool:
     """Write the whole status if it differs, against the version that the plan was made for; then its events."""
     if plan.status is None or plan.status == owner.get("status", {}):
         return False
-    metadata = {key: owner["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    metadata = {key: owner["metadata"][key] for key in ("name", "namespace", "resourceVersion")}
     body = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "metadata": metadata, "status": plan.status}
     env.deliver(Change.UPSERT, await env.kube.apply_status(body, manager=MANAGER_STATUS))
     env.events.emit(owner, plan.events)
