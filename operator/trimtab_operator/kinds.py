@@ -1,0 +1,19 @@
+"""The kinds that the operator reconciles, put together; on a cluster and in local mode alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trimtab_operator.core.reconcile import AnyController
+from trimtab_operator.core.runtime import Companion
+from trimtab_operator.core.settings import Settings
+from trimtab_operator.finetunejob.board import ProgressBoard
+from trimtab_operator.finetunejob.controller import FineTuneJobController
+from trimtab_operator.finetunejob.progress import ProgressPoller
+from trimtab_operator.modelendpoint.controller import ModelEndpointController
+
+
+def kinds(settings: Settings) -> tuple[Sequence[AnyController], Sequence[Companion]]:
+    """The controllers, and what runs beside them."""
+    board = ProgressBoard()
+    return (FineTuneJobController(board), ModelEndpointController()), (ProgressPoller(board, settings),)
