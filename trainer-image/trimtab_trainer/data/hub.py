@@ -42,7 +42,8 @@ def download(
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=read_secret(secret).get("HF_TOKEN"))
     try:
-        names = api.list_repo_files(repository, revision=revision, repo_type=kind)
+        describe = api.model_info if kind == "model" else api.dataset_info
+        names = [sibling.rfilename for sibling in describe(repository, revision=revision).siblings or []]
         files = []
         for remote, name in _choose(names, path, kind, wanted):
             target_for(remote, scratch)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, SSLError
 from urllib3.util import Retry, Timeout
 
 from trimtab_trainer.data.files import DataFile
@@ -38,13 +38,15 @@ def download(uri: str, scratch: Path) -> DataFile:
     if not parts.hostname or not name or parts.username or parts.password:
         raise BadConfiguration(f"https://{parts.hostname}{parts.path}: expected https://HOST/PATH/FILE")
     target = target_for(name, scratch)
-    retries = Retry(total=5, redirect=False, status_forcelist=(429, 500, 502, 503, 504), backoff_factor=0.3)
+    retries = Retry(total=5, other=0, redirect=False, status_forcelist=(429, 500, 502, 503, 504), backoff_factor=0.3)
     pool = urllib3.PoolManager(ssl_context=ssl.create_default_context(), timeout=Timeout(connect=10, read=60))
     while True:
         try:
             _stream(pool, uri, retries, target)
             return DataFile(target, name)
         except HTTPError as error:
+            if isinstance(getattr(error, "reason", error), SSLError):
+                raise InputMissing(f"{uri}: {str(error)[:300]}; check the certificate") from error
             try:
                 retries = retries.increment("GET", uri, error=error)
             except HTTPError:

@@ -75,7 +75,7 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
             model = build(complete, trust_remote_code=False)
     except Exception as error:  # a configuration from outside can fail anywhere in the model's code
         raise BadConfiguration(
-            f"model config ({config.get('model_type')}): {type(error).__name__}: {str(error)[:500]}; correct the config"
+            f"model config ({config.get('model_type')}): {type(error).__name__}: {_line(error)}; correct the config"
         ) from error
     text = complete.get_text_config()
     heads = int(text.num_attention_heads)
@@ -89,6 +89,10 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         feed_forward=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         vocabulary=int(text.vocab_size),
     )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:

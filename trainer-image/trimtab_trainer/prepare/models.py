@@ -153,7 +153,9 @@ def complete_config(
     try:
         complete = AutoConfig.for_model(**{"vocab_size": vocabulary, **places, **tokens, **config})
     except Exception as error:  # validation code of any of hundreds of classes
-        raise BadConfiguration(f"model.config: {type(error).__name__}: {str(error)[:500]}; correct it") from error
+        raise BadConfiguration(
+            f"model.config: {type(error).__name__}: {' '.join(str(error).split())[:500]}; correct it"
+        ) from error
     return dict(complete.to_dict())
 
 

@@ -1,0 +1,229 @@
+"""The formats that people have, in the containers that they come in."""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trimtab_trainer.config import StageType
+from trimtab_trainer.data.files import DataFile
+from trimtab_trainer.data.formats import open_records
+from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message
+from trimtab_trainer.errors import BadData, InputMissing
+
+QA = Conversation([Message("user", "q"), Message("assistant", "a")])
+CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+def read(path: Path, stage: StageType = StageType.SFT) -> tuple[str, list[Any]]:
+    known, items = open_records(DataFile(path, path.name), stage)
+    return known.name, list(items)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "record"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "OpenAI chat", QA),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "ShareGPT", QA),
+        ({"prompt": "q", "completion": "a"}, "prompt and completion", QA),
+        (
+            {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
+            "prompt and completion",
+            QA,
+        ),
+        ({"instruction": "q", "input": "", "output": "a"}, "Alpaca", QA),
+        (
+            {"instruction": "q", "input": "i", "output": "a"},
+            "Alpaca",
+            Conversation([Message("user", "q\n\ni"), Message("assistant", "a")]),
+        ),
+        (
+            {"input": "q\\nA or B?", "target": "A", "rationale": "because"},
+            "FLAN CoT",
+            Conversation([Message("user", "q\nA or B?"), Message("assistant", "because\nThe answer is A")]),
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "q"}], "name": "ann"},
+                    {"role": "assistant", "content": None, "tool_calls": CALL},
+                    {"role": "tool", "content": "", "tool_call_id": "1"},
+                    {"role": "assistant", "content": "no", "weight": 0},
+                    {"role": "assistant", "content": "a", "train": True, "weight": None},
+                ],
+                "tools": [{"type": "function"}],
+            },
+            "OpenAI chat",
+            Conversation(
+                [
+                    Message("user", "q", extra={"name": "ann"}),
+                    Message("assistant", "", extra={"tool_calls": CALL}),
+                    Message("tool", "", extra={"tool_call_id": "1"}),
+                    Message("assistant", "no", train=False),
+                    Message("assistant", "a"),
+                ],
+                [{"type": "function"}],
+            ),
+        ),
+    ],
+)
+def test_each_format_becomes_a_conversation(tmp_path: Path, row: Any, name: str, record: Conversation) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert read(path) == (name, [(1, record)])
+
+
+def _parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _array(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps(rows, indent=2))
+
+
+def _table(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"], delimiter="\t" if ".tsv" in path.name else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "write", "lines"),
+    [
+        ("x.jsonl", _lines, [1, 2]),
+        ("lines.json", _lines, [1, 2]),
+        ("x.json", _array, [1, 2]),
+        ("x.csv", _table, [2, 3]),
+        ("x.tsv", _table, [2, 3]),
+        ("x.parquet", _parquet, [1, 2]),
+    ],
+)
+def test_each_container(
+    tmp_path: Path, name: str, write: Callable[[Path, Any], None], lines: list[int], compressed: bool
+) -> None:
+    path = tmp_path / name
+    write(path, [{"prompt": "q", "completion": "a"}, {"prompt": 'q,\t"x"', "completion": "y\nz"}])
+    if compressed:
+        packed = tmp_path / f"{name}.gz"
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        path = packed
+    second = Conversation([Message("user", 'q,\t"x"'), Message("assistant", "y\nz")])
+    assert read(path) == ("prompt and completion", [(lines[0], QA), (lines[1], second)])
+
+
+def test_flan_without_a_header_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "aqua_train.tsv"
+    path.write_text('Say "x\\nOptions:\tA\tr1\none\ttwo\n\nb\tB\tr2\n')
+    name, items = read(path)
+    assert name == "FLAN CoT"
+    assert items[0] == (
+        1,
+        Conversation([Message("user", 'Say "x\nOptions:'), Message("assistant", "r1\nThe answer is A")]),
+    )
+    assert isinstance(items[1][1], InvalidRecord)
+    assert "2 fields, expected 3" in items[1][1].cause
+    assert items[2][0] == 4
+
+
+def test_text_files_and_text_fields_are_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n")
+    assert read(tmp_path / "a.txt", StageType.PRETRAIN) == ("text", [(1, Document("one\ntwo\n"))])
+    _lines(tmp_path / "b.jsonl", [{"text": "x", "url": "u"}])
+    assert read(tmp_path / "b.jsonl", StageType.PRETRAIN) == ("text", [(1, Document("x"))])
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "hh-rlhf"),
+        ({"prompt": "q", "messages": [], "chosen": [{"role": "user"}], "rejected": []}, "UltraFeedback"),
+        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "OpenAI preferences"),
+        ({"prompt": "q", "completion": "a", "label": True}, "KTO"),
+    ],
+)
+def test_preferences_are_refused_with_what_they_are_for(tmp_path: Path, row: Any, name: str) -> None:
+    _lines(tmp_path / "x.jsonl", [row])
+    with pytest.raises(BadData, match=rf"x\.jsonl holds .*{name}.*: data for reward models.*not for a sft stage; give"):
+        read(tmp_path / "x.jsonl")
+
+
+def test_the_stage_and_the_format_must_fit(tmp_path: Path) -> None:
+    _lines(tmp_path / "text.jsonl", [{"text": "x"}])
+    _lines(tmp_path / "chat.jsonl", [{"prompt": "q", "completion": "a"}])
+    with pytest.raises(BadData, match=r"text\.jsonl holds running text; an sft stage .*give messages"):
+        read(tmp_path / "text.jsonl")
+    with pytest.raises(BadData, match=r"chat\.jsonl holds prompt and completion; a pretrain stage .*give \.txt"):
+        read(tmp_path / "chat.jsonl", StageType.PRETRAIN)
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        (b'{"prompt": "x"}', "'messages' is missing"),
+        (b'{"messages": []}', "'messages' is not a list of messages, or an empty one"),
+        (b'{"messages": [3]}', r"'messages\[0\]' is a int, not a message"),
+        (b'{"messages": [{"role": "wizard", "content": "x"}]}', r"'messages\[0\]' has no known role"),
+        (b'{"messages": [{"role": "user", "content": 5}]}', r"'messages\[0\].content' is a int, not text"),
+        (b'{"messages": [{"role": "user", "content": " "}]}', r"'messages\[0\].content' is empty"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "half of a surrogate pair"),
+        (b'{"messages": [{"role": "user", "content": "x", "train": "no"}]}', r"'messages\[0\].train' is 'no'"),
+        (b'{"messages": [{"role": "user", "content": "x", "weight": 2}]}', r"'messages\[0\].weight' is 2"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "a part that is not text"),
+        (b'{"messages": "x"', "not JSON: .* in column"),
+        (b"[1]", "a JSON list, not an object"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"x": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
+        (b'{"messages": "\xff"}', r"not UTF-8 \(byte 0xff in column 15\)"),
+    ],
+)
+def test_a_bad_record_is_a_value_with_cause_and_remedy(tmp_path: Path, line: bytes, cause: str) -> None:
+    good = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
+    (tmp_path / "x.jsonl").write_bytes(good + b"\n" + line + b"\n\n" + good + b"\n")
+    _, items = read(tmp_path / "x.jsonl")
+    assert [number for number, _ in items] == [1, 2, 4]
+    assert items[0][1] == items[2][1] == QA
+    with pytest.raises(InvalidRecord, match=cause):
+        raise items[1][1]
+    assert items[1][1].remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b"", r"x\.jsonl is empty; write"),
+        ("x.jsonl.gz", gzip.compress(b""), r"x\.jsonl\.gz is empty once decompressed; write"),
+        ("x.jsonl", b"\n\n", r"x\.jsonl holds no records; write"),
+        ("x.jsonl.gz", gzip.compress(b'{"prompt": "q", "completion": "a"}\n' * 999)[:-30], "cut off or damaged.*copy"),
+        ("x.jsonl.gz", b"plain text", "cut off or damaged.*copy"),
+        ("x.jsonl", "{}".encode("utf-16"), r"x\.jsonl is UTF-16.*save it as UTF-8"),
+        ("x.txt", b"fine\nnot \xe9t\n", r"line 2 of x\.txt: not UTF-8 \(byte 0xe9\); save"),
+        ("x.csv", b"prompt,completion\nq,\xe9\n", r"line 2 of x\.csv: not UTF-8.*save"),
+        ("x.csv", b"id,question\n1,2\n", r"line 1 of x\.csv: not a header \(id, question\); name the columns"),
+        ("x.csv", b'prompt,completion\nq,"open\n', r"of x\.csv: unexpected end of data; quote"),
+        ("x.json", b'[{"prompt": "q"', r"line 1 of x\.json: not JSON.*correct"),
+        ("x.parquet", b"PAR1 no", r"x\.parquet: not a readable Parquet file.*write it again"),
+        ("x.jsonl", b'{"question": "q"}\n', r"line 1 of x\.jsonl: format not recognised \(keys: question\); expected"),
+        ("x.docx", b"x", r"x\.docx: not a data file; give \.jsonl"),
+    ],
+)
+def test_a_bad_file_is_named_with_cause_and_remedy(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadData, match=message):
+        read(tmp_path / name, StageType.PRETRAIN if name == "x.txt" else StageType.SFT)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputMissing, match=r"x\.jsonl: No such file.*check the data's uri"):
+        read(tmp_path / "x.jsonl")
