@@ -35,8 +35,6 @@ class Running:
         self.child: Child | None = None
         self.devices: tuple[int, ...] = ()
         self.stop = asyncio.Event()
-        self.at_once = False
-        """Skip the preStop sleep: no traffic comes any more."""
         self.task: asyncio.Task[None] | None = None
 
 
@@ -58,11 +56,13 @@ class Kubelet:
         self._closed = False
         self.hold_serving = False
         """Pods that serve wait; set while training goes on."""
+        self.draining = False
+        """No traffic comes any more, so preStop need not wait for it to end."""
 
     def begin(self) -> None:
         """Report pods that a former run left behind as lost, then follow the API."""
         for pod in self._kube.select(POD):
-            if pod["status"]["phase"] in ("Succeeded", "Failed") or not pod["spec"].get("nodeName"):
+            if pod["status"]["phase"] in ("Succeeded", "Failed"):
                 continue
             lost = PodState("Failed", container=podstatus.terminated(137, b"", now(), oom_killed=False))
             lost.disruption = "DeletionByPodGC"
@@ -73,10 +73,9 @@ class Kubelet:
 
     async def close(self) -> None:
         """Stop every pod, with its grace period; what had not ended by itself was disrupted, not failed."""
-        self._closed = True
+        self._closed = self.draining = True
         for running in self._pods.values():
             running.state.disruption = "TerminationByKubelet"
-            running.at_once = True
             running.stop.set()
         tasks = [running.task for running in self._pods.values() if running.task]
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -244,7 +243,7 @@ class Kubelet:
         grace = float(running.pod["spec"]["terminationGracePeriodSeconds"])
         deadline = asyncio.get_running_loop().time() + grace
         pause = main_container(running.pod).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        if pause and not running.at_once:
+        if pause and not self.draining:
             await asyncio.wait({end}, timeout=min(pause, grace))
         child.terminate()
         await asyncio.wait({end}, timeout=max(deadline - asyncio.get_running_loop().time(), 1))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from trimtab.manifests.load import Document, InvalidManifest
+from trimtab.manifests.load import Document, InvalidManifest, load
 from trimtab.manifests.rules import broken_rules
 from trimtab.manifests.schema import Schema, prune, validate, with_defaults
 from trimtab_operator.api.crd import RESOURCES, crd
@@ -101,3 +102,26 @@ def check(document: Document) -> None:
     if faults:
         name = f"{obj['kind']} {obj['metadata']['name'][:80]!r}"
         raise InvalidManifest(*(f"{document}: {name}: {fault}" for fault in faults))
+
+
+def checked(files: Sequence[Path]) -> list[Document]:
+    """The files' objects, every one valid by itself.
+
+    Raises:
+        InvalidManifest: with all faults of all files.
+    """
+    faults: list[str] = []
+    documents: list[Document] = []
+    for path in files:
+        try:
+            documents += load(path)
+        except InvalidManifest as error:
+            faults += error.faults
+    for document in documents:
+        try:
+            check(document)
+        except InvalidManifest as error:
+            faults += error.faults
+    if faults:
+        raise InvalidManifest(*faults)
+    return documents
