@@ -20,7 +20,7 @@ from trimtab.local.workdir import Workdir
 from trimtab.local.workloads import Workloads
 from trimtab_operator.core.actions import Plan
 from trimtab_operator.core.controller import Controller, Reader
-from trimtab_operator.core.kube import FINETUNEJOB, MODELENDPOINT, POD, SERVICE, Change, Object, Ref
+from trimtab_operator.core.kube import FINETUNEJOB, MODELENDPOINT, POD, SERVICE, Change, Kind, Object, Ref
 from trimtab_operator.core.names import LABEL_ENDPOINT, label_value
 from trimtab_operator.core.runtime import Runtime
 from trimtab_operator.core.settings import ServiceAddress, Settings
@@ -63,7 +63,7 @@ class Cluster:
             workloads = Workloads(self.kube, self._is_wanted)
             controllers, companions = kinds(SETTINGS)
             selected: list[Controller[Any]] = [
-                _Selected(each, self.training) if each.kind == FINETUNEJOB else each for each in controllers
+                _Selected(each.kind, each, self.training) if each.kind == FINETUNEJOB else each for each in controllers
             ]
             runtime = Runtime(self.kube, self.kube, selected, SETTINGS, companions=companions)
             services = tasks.create_task(self.services.run(), name="services")
@@ -149,17 +149,13 @@ SETTINGS = Settings(
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Selected:
     """A controller that plans for some owners only."""
 
-    controller: Any
+    kind: Kind
+    controller: Controller[Any]
     keys: set[tuple[str, str]]
-
-    @property
-    def kind(self) -> Any:
-        """The kind of owner."""
-        return self.controller.kind
 
     def observe(self, reader: Reader, obj: Object) -> Any:
         """As the controller observes."""
@@ -171,7 +167,7 @@ class _Selected:
 
     def interested(self, obj: Object) -> list[Ref]:
         """As the controller is interested."""
-        return list(self.controller.interested(obj))
+        return self.controller.interested(obj)
 
 
 def key(obj: Object) -> tuple[str, str]:
