@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
+
+from trimtab_operator.core.quantity import number
 
 MERGE_KEYS = {
     "containers": "name",
@@ -19,12 +20,6 @@ MERGE_KEYS = {
 }
 """Lists that are maps: their items are matched by this key, and live may hold further ones."""
 _QUANTITIES = ("limits", "requests", "capacity", "sizeLimit")
-_QUANTITY = re.compile(r"([0-9.]+)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
-_FACTORS = {
-    suffix: factor
-    for n, letters in enumerate(("k Ki", "M Mi", "G Gi", "T Ti", "P Pi"), start=1)
-    for suffix, factor in zip(letters.split(), (Decimal(1000) ** n, Decimal(1024) ** n), strict=True)
-} | {"": Decimal(1), "m": Decimal("0.001")}
 
 
 def contains(live: Any, desired: Any, field: str = "") -> bool:
@@ -70,5 +65,7 @@ def _port_key(field: str, desired: list[Any]) -> str | None:
 
 
 def _quantity(value: Any) -> Decimal | str:
-    match = _QUANTITY.fullmatch(str(value))
-    return Decimal(match[1]) * _FACTORS[match[2] or ""] if match else str(value)
+    try:
+        return number(str(value))
+    except InvalidOperation:
+        return str(value)

@@ -24,6 +24,7 @@ from trimtab_operator.core.store import Store, controller_of
 from trimtab_operator.core.workqueue import QueueClosed, WorkQueue
 
 WATCHED = (*OWNERS, *CHILDREN, CLAIM)
+_WATCHED_NAMES = frozenset(kind.kind for kind in WATCHED)
 CHILD_LABELS = {LABEL_MANAGED_BY: MANAGED_BY}
 """What children are listed and watched by."""
 FIRST_RESYNC_SECONDS = 30.0
@@ -112,7 +113,9 @@ class Runtime:
         await asyncio.gather(*self._workers, *self._tasks, return_exceptions=True)
 
     def deliver(self, change: Change, obj: Object) -> None:
-        """Take an event, or what a write returned: a `Sink`. Does not block."""
+        """Take an event, or what a write returned: a `Sink`. Kinds that are not watched are ignored."""
+        if obj["kind"] not in _WATCHED_NAMES:
+            return
         self._heard[obj["kind"]] = self._loop.time()
         wakes = self._concerned(obj)
         changed = self.store.upsert(obj) if change is Change.UPSERT else self.store.remove(obj)
