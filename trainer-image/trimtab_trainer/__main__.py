@@ -38,11 +38,10 @@ def read_config(file: Path) -> PrepareConfig | TrainConfig:
     except OSError as error:
         raise InputMissing(f"{file}: {error.strerror}; it must hold the stage's JSON") from error
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in error.errors()[:5]
-        )
+        faults = sorted(error.errors(), key=lambda fault: fault["type"] == "missing")  # what is wrong before what lacks
+        listed = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in faults[:5])
         raise BadConfiguration(
-            f"{file}: not a stage of this contract: {faults}; operator and trainer image must be of the same release"
+            f"{file}: not a stage of this contract: {listed}; operator and trainer image must be of the same release"
         ) from error
 
 

@@ -10,7 +10,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import CheckpointReport, Digest, TrainConfig
@@ -152,9 +152,9 @@ def _check_fits(folder: Path, state: TrainerState, config: TrainConfig) -> None:
     world_size = config.nodes * config.processes_per_node
     if state.world_size != world_size:
         raise BadConfiguration(
-            f"{folder}: written by {state.world_size} processes, this attempt has {world_size}; resuming with another "
-            f"number is not supported yet: set nodes x processesPerNode to {state.world_size}, or remove {folder.parent} "
-            "to train from the first step",
+            f"{folder}: written by {state.world_size} processes, this attempt has {world_size}; resuming with "
+            f"another number is not supported yet: set nodes x processesPerNode to {state.world_size}, or remove "
+            f"{folder.parent} to train from the first step",
             stage=config.stage,
         )
     if state.threads != config.threads:

@@ -8,7 +8,7 @@ import traceback
 from trimtab_trainer.errors import Killed, StageError, StorageError, TrainingFailed
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
-_TORCH_STORAGE_MARKS = ("PytorchStreamWriter", "inline_container", "I/O error")
+_TORCH_STORAGE_MARKS = ("PytorchStreamWriter", "inline_container", "iostream error", "I/O error")
 _PEER_MARKS = (
     "Connection closed by peer",
     "Connection reset by peer",

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-
 from tests.trainer.engine.stages import stage
+from torch.nn.functional import cross_entropy
+
 from trimtab_trainer.config import Artifact, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine import loop
@@ -24,8 +24,14 @@ from trimtab_trainer.engine.model import load_model
 from trimtab_trainer.engine.setup import Engine
 
 RECIPE = {
-    "learning_rate": 1e-3, "schedule": "constant", "warmup_ratio": 0.0, "weight_decay": 0.1, "clip_norm": 1.0,
-    "global_batch_size": 4, "epochs": 2, "seed": 7,
+    "learning_rate": 1e-3,
+    "schedule": "constant",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.1,
+    "clip_norm": 1.0,
+    "global_batch_size": 4,
+    "epochs": 2,
+    "seed": 7,
 }
 
 
@@ -42,7 +48,7 @@ def cells() -> list[tuple[int, int, str, str]]:
 def mean_of_micro_batch(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     """The plausible mistake: each micro-batch counts the same, whatever its number of tokens."""
     mask = loss_mask[:, 1:]
-    return 6.0 * F.cross_entropy(logits[:, :-1][mask].float(), input_ids[:, 1:][mask]) if mask.any() else 0 * logits.sum()
+    return 6.0 * cross_entropy(logits[:, :-1][mask].float(), input_ids[:, 1:][mask]) if mask.any() else 0 * logits.sum()
 
 
 def run_cell(config: TrainConfig, prepared: PreparedData, group: Group, out: Path) -> None:
@@ -66,7 +72,9 @@ def main() -> None:
     artifact = Artifact(uri="pvc://models/unused", digest="sha256:" + "0" * 64)
     for zero, micro, optimizer, precision in cells():
         config = stage(
-            artifact, zero_stage=zero, precision=precision,
+            artifact,
+            zero_stage=zero,
+            precision=precision,
             recipe={**RECIPE, "micro_batch_size": micro, "optimizer": optimizer, "epsilon": 1e-6},
         )
         run_cell(config, prepared, group, out / cell_name(zero, micro, optimizer, precision))

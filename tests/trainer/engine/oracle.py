@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trimtab_trainer.data.store import PreparedData, Row
@@ -47,7 +47,9 @@ def train(prepared: PreparedData, recipe: dict, optimizer_name: str) -> Oracle:
             losses.append(float(loss.detach()))
     with torch.no_grad():
         held_out = [prepared.validation_row(i) for i in range(prepared.validation_rows())]
-        validation = sum(float(row_loss(model, row)) for row in held_out) / sum(int(r.loss_mask.sum()) for r in held_out)
+        validation = sum(float(row_loss(model, row)) for row in held_out) / sum(
+            int(r.loss_mask.sum()) for r in held_out
+        )
     return Oracle({n: p.detach() for n, p in model.named_parameters()}, losses, norms, validation)
 
 
@@ -59,6 +61,6 @@ def row_loss(model: LlamaForCausalLM, row: Row) -> torch.Tensor:
         ids = torch.from_numpy(row.input_ids[start : start + length]).long()
         mask = torch.from_numpy(row.loss_mask[start : start + length])[1:]
         logits = model(input_ids=ids[None]).logits[0]
-        total = total + F.cross_entropy(logits[:-1][mask], ids[1:][mask], reduction="sum")
+        total = total + cross_entropy(logits[:-1][mask], ids[1:][mask], reduction="sum")
         start += length
     return total

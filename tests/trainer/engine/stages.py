@@ -19,8 +19,16 @@ from transformers import PreTrainedTokenizerFast
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import REPORT, Artifact, JobIdentity, StageType, TrainConfig, dump
-from trimtab_trainer.data.store import VALIDATION, PreparedInfo, RowPlan, TokenStore, TokenWriter, epoch_name
-from trimtab_trainer.data.store import write_info, write_plan
+from trimtab_trainer.data.store import (
+    VALIDATION,
+    PreparedInfo,
+    RowPlan,
+    TokenStore,
+    TokenWriter,
+    epoch_name,
+    write_info,
+    write_plan,
+)
 from trimtab_trainer.settings import Checkpoint, Loss, Recipe
 
 VOCABULARY = 64

@@ -1,4 +1,4 @@
-"""The batch law: processes, micro-batches and ZeRO stages change nothing but rounding (DESIGN §7; training facts S1, S2, S9)."""
+"""The batch law: processes, micro-batches and ZeRO stages change nothing but rounding."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from tests.trainer.engine import matrix, oracle, stages
+
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.volumes import local_path
 
@@ -47,13 +47,23 @@ def results(request: pytest.FixtureRequest, prepared: PreparedData, tmp_path_fac
         port = probe.getsockname()[1]
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={request.param}",
-            "--master-addr=127.0.0.1", f"--master-port={port}", "--module", "tests.trainer.engine.matrix",
-            str(prepared.folder), str(out),
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={request.param}",
+            "--master-addr=127.0.0.1",
+            f"--master-port={port}",
+            "--module",
+            "tests.trainer.engine.matrix",
+            str(prepared.folder),
+            str(out),
         ],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": "/nonexistent", "CC": "/bin/false", "CXX": "/bin/false"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
     return out

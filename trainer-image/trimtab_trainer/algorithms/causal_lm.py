@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name
+from torch.nn.functional import cross_entropy
 
 
 def token_loss_sum(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
@@ -21,4 +21,4 @@ def token_loss_sum(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: tor
     """
     bears_loss = loss_mask[:, 1:]
     predictions = logits[:, :-1][bears_loss].float()
-    return F.cross_entropy(predictions, input_ids[:, 1:][bears_loss], reduction="sum")
+    return cross_entropy(predictions, input_ids[:, 1:][bears_loss], reduction="sum")

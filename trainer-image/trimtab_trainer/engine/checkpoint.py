@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState
 from trimtab_trainer.engine.distributed import Group
@@ -57,8 +58,7 @@ def _rng_file(folder: Path, rank: int) -> Path:
 def _rng_state(device: torch.device) -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     numpy_state = np.random.get_state(legacy=True)
-    assert isinstance(numpy_state, tuple)
-    name, keys, position, has_gauss, cached = numpy_state
+    name, keys, position, has_gauss, cached = cast(tuple[str, NDArray[np.uint32], int, int, float], numpy_state)
     return {
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,

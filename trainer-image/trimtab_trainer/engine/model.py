@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -35,7 +37,7 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True, trust_remote_code=False
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = _embedding(model).shape[0]
     if prepared.info.vocabulary_size > rows:
         raise BadConfiguration(
             f"the tokenizer has {prepared.info.vocabulary_size} tokens, the model embeds {rows}; "
@@ -54,19 +56,23 @@ def _random_model(prepared: PreparedData, seed: int, dtype: torch.dtype) -> PreT
     if keys is None:
         raise BadConfiguration(f"{prepared.folder}: no model_config.json, and the stage names no model to start from")
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**keys), dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
     )
-    return model.to(dtype)
+    return cast(PreTrainedModel, model.to(dtype))
+
+
+def _embedding(model: PreTrainedModel) -> torch.Tensor:
+    return cast(torch.Tensor, model.get_input_embeddings().weight)
 
 
 def flops_per_token(model: PreTrainedModel, length: int) -> float:
-    """FLOP of forward and backward for one token: 6·N + 6·L·h·S, causal (PaLM, appendix B; N without embeddings' lookup)."""
+    """FLOP of forward and backward for one token: 6·N + 6·L·h·S, causal; N without the lookup of embeddings."""
     config = model.config
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = float(sum(p.numel() for p in model.parameters()))
     if not config.tie_word_embeddings:
-        parameters -= model.get_input_embeddings().weight.numel()
-    return 6.0 * parameters + 6.0 * config.num_hidden_layers * config.hidden_size * length
+        parameters -= _embedding(model).numel()
+    return 6.0 * (parameters + float(config.num_hidden_layers * config.hidden_size * length))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

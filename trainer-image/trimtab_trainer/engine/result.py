@@ -95,7 +95,7 @@ def _write_model(
 
 
 def _generation_config(module: PreTrainedModel, prepared: PreparedData) -> GenerationConfig:
-    return module.generation_config or GenerationConfig()
+    return module.generation_config if module.generation_config is not None else GenerationConfig()
 
 
 def _end_id(prepared: PreparedData) -> int:

@@ -17,9 +17,10 @@ from trimtab_trainer.settings import Optimizer, Precision, Recipe
 def engine_config(config: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
-    Accumulation is ours (`managed_gradient_accumulation: false`): the loss is scaled to the step's own number of tokens,
-    and `gradient_accumulation_steps` stays 1 because DeepSpeed divides by it even so. Gradients accumulate in fp32.
-    bf16 with fp32 accumulation needs a sharding optimiser, so ZeRO 0 runs as ZeRO 1 there: the same numbers, less memory.
+    Accumulation is ours (`managed_gradient_accumulation: false`): the loss is scaled to the step's own number of
+    tokens, and `gradient_accumulation_steps` stays 1 because DeepSpeed divides by it even so. Gradients accumulate in
+    fp32. bf16 with fp32 accumulation needs a sharding optimiser, so ZeRO 0 runs as ZeRO 1 there: the same numbers,
+    less memory.
     """
     is_bf16 = config.precision is Precision.BF16
     stage = max(config.zero_stage, 1) if is_bf16 else config.zero_stage
@@ -50,7 +51,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """torch's own optimiser; DeepSpeed's need a compiler."""
+    """Torch's own optimiser; DeepSpeed's need a compiler."""
     if recipe.optimizer is Optimizer.SGD:
         return torch.optim.SGD(groups, lr=recipe.learning_rate)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), eps=recipe.epsilon)

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity

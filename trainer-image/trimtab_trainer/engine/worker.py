@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from trimtab_trainer.config import STAGE_CONFIG, ExitCode, TrainConfig
+from trimtab_trainer.config import ExitCode, TrainConfig
 from trimtab_trainer.errors import Preempted, StageError
 from trimtab_trainer.failures import PeerLost, to_stage_error
 from trimtab_trainer.report import failure_report
@@ -27,8 +27,7 @@ from trimtab_trainer.volumes import local_path
 def main() -> int:
     """Train; returns the exit code. A preempted process ends with 0, so that torchrun waits for the others."""
     processes.die_with_parent()
-    config = STAGE_CONFIG.validate_json(Path(sys.argv[1]).read_bytes())
-    assert isinstance(config, TrainConfig)
+    config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
     rank = int(os.environ["RANK"])
     container = processes.redirect_output(log_file(local_path(config.folder), config.attempt, rank))
     _log_to(sys.stdout, os.fdopen(container, "w") if rank == 0 else None)
@@ -75,8 +74,8 @@ def _record(run: RunFolder, rank: int, failure: StageError, stage: str) -> None:
 
 def _log_to(*streams: object) -> None:
     handlers = [logging.StreamHandler(stream) for stream in streams if stream is not None]
-    logging.basicConfig(level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.basicConfig(handlers=handlers, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("trimtab_trainer").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`GET /progress` and `GET /metrics` of a stage, served outside the training processes, so a hang does not silence them."""
+"""`GET /progress` and `GET /metrics`, served outside the training processes: a hang does not silence them."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class ProgressServer:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
                 raise
             raise BadConfiguration(
-                f"{address}:{config.progress_port}: {os.strerror(error.errno)}; the stage serves /progress and /metrics there: "
-                "free the port, or give the stage another one (progressPort)",
+                f"{address}:{config.progress_port}: {os.strerror(error.errno)}; the stage serves /progress and "
+                "/metrics there: free the port, or give the stage another one (progressPort)",
                 stage=config.stage,
             ) from error
         self._server.daemon_threads = True

@@ -16,7 +16,8 @@ _log = logging.getLogger(__name__)
 def find_result(config: TrainConfig, folder: Path) -> TrainReport | None:
     """The report of a result that this very stage has published, every byte verified; None where there is none.
 
-    A damaged result is set aside as `model.corrupt-attempt-N`. Raises `CorruptArtifact` where `model/` is of other work.
+    A damaged result is set aside as `model.corrupt-attempt-N`. Raises `CorruptArtifact` where `model/` is of other
+    work.
     """
     model = folder / "model"
     if not model.exists():
@@ -29,8 +30,8 @@ def find_result(config: TrainConfig, folder: Path) -> TrainReport | None:
         return None
     if not lineage.is_of(config):
         raise CorruptArtifact(
-            f"{model}: holds a result of job {lineage.job.name} ({lineage.job.uid}), stage {lineage.stage}, or of other "
-            "inputs; artifacts are write-once: move it away or give the job another artifact root",
+            f"{model}: holds a result of job {lineage.job.name} ({lineage.job.uid}), stage {lineage.stage}, or of "
+            "other inputs; artifacts are write-once: move it away or give the job another artifact root",
             stage=config.stage,
         )
     return TrainReport(

@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 STACKS_SIGNAL = signal.SIGUSR1
-"""A training process answers it with the stacks of all its threads in its log."""
+"""A training process answers it with the stacks of all its threads in its log, and ends."""
 PARENT_VARIABLE = "TRIMTAB_PARENT"
 """Process id of the parent, so that a child can tell whether it is orphaned."""
 _PR_SET_PDEATHSIG = 1
@@ -45,7 +46,8 @@ def redirect_output(log: Path) -> int:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     faulthandler.enable(all_threads=True)
-    faulthandler.register(STACKS_SIGNAL, file=sys.stderr, all_threads=True, chain=False)
+    # chained to the default action, which ends the process: one that was only stopped must not go on when woken
+    faulthandler.register(STACKS_SIGNAL, file=sys.stderr, all_threads=True, chain=True)
     return former
 
 
@@ -55,13 +57,26 @@ def send(pid: int, signal_number: signal.Signals) -> None:
         os.kill(pid, signal_number)
 
 
+def wait_ended(pids: Iterable[int], seconds: float) -> None:
+    """Wait until all have ended, or the time is over."""
+    until = time.monotonic() + seconds
+    while any(_is_alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+
+
 def wait_gone(pid: int) -> None:
     """Kill a process that is not our child and wait until it has ended; a zombie has."""
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        process.kill()
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        psutil.Process(pid).kill()
+    while _is_alive(pid):
+        time.sleep(0.02)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def tail(log: Path, lines: int) -> str:

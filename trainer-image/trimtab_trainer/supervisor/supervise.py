@@ -29,7 +29,7 @@ from trimtab_trainer.volumes import local_path
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
-_STACKS_SECONDS = 2.0
+_STACKS_SECONDS = 5.0
 """How long the processes get to print their stacks before they are killed."""
 _TAIL_LINES = 40
 
@@ -115,16 +115,16 @@ def _watch(
 
 
 def _hung(config: TrainConfig, run: RunFolder, last: Heartbeat) -> Cause:
-    """Have every process print its stacks; SIGCONT wakes one that is stopped."""
+    """Have every process print its stacks and end; SIGCONT wakes one that is stopped."""
     pids = run.pids()
     for pid in pids.values():
         processes.send(pid, processes.STACKS_SIGNAL)
         processes.send(pid, signal.SIGCONT)
-    time.sleep(_STACKS_SECONDS)
+    processes.wait_ended(pids.values(), _STACKS_SECONDS)
     limit = deadline(last, config.progress_deadline_seconds)
     error = Stalled(
-        f"no step for {limit:.0f} s after step {last.step} of {last.total_steps} ({last.phase.value}); the stacks of all "
-        f"processes are in logs/attempt-{config.attempt}/; raise progressDeadlineSeconds if a step may take so long",
+        f"no step for {limit:.0f} s after step {last.step} of {last.total_steps} ({last.phase.value}); the stacks of "
+        f"all processes are in logs/attempt-{config.attempt}/; raise progressDeadlineSeconds if a step may take so long",
         stage=config.stage,
     )
     return Cause(rank=min(pids, default=0), exit_code=error.exit_code, report=failure_report(error, last.step))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab_trainer.progress.heartbeat import Heartbeat, Phase
 
 STARTUP_ALLOWANCE = 1800.0
-"""Seconds that loading, a checkpoint or writing the result may take; reading a large model from a slow volume is no hang."""
+"""Seconds that loading, a checkpoint or the result may take; reading a large model from a slow volume is no hang."""
 SHORTEST_DEFAULT_DEADLINE = 300.0
 """Seconds; the least default deadline between two steps."""
 STEPS_PER_DEADLINE = 10
