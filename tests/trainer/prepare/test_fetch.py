@@ -156,6 +156,12 @@ def test_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         names(Source("hf://org/name", "main"), tmp_path / "6")
 
 
+def test_hub_out_of_reach_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputMissing, match=f"hf://org/name at {COMMIT}: .*check name, revision and network"):
+        names(Source("hf://org/name", COMMIT), tmp_path / "1")
+
+
 def test_hub_model_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 """From Linux's <sys/prctl.h>."""
-BATCH = 256
-"""Records that go to a worker at once."""
+BATCH_RECORDS = 256
+BATCH_CHARACTERS = 2 << 20
+"""A batch that goes to a worker ends at one of the two; its tokens need many times the memory of its text."""
 BYTES_A_WORKER = 8 << 20
 """A worker starts in seconds (it imports transformers), so each must have enough to do."""
 
@@ -161,7 +161,7 @@ def encode_all(settings: EncoderSettings, items: Iterator[Item], size: int) -> I
         items: records with their places.
         size: bytes of all files, from which the number of workers follows; little data starts none.
     """
-    batches = iter(lambda: list(islice(items, BATCH)), [])
+    batches = _batches(items)
     workers = min(available_cores(), size // BYTES_A_WORKER)
     if workers <= 1:
         encoder = build_encoder(settings)
@@ -172,6 +172,25 @@ def encode_all(settings: EncoderSettings, items: Iterator[Item], size: int) -> I
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (settings,)) as pool:
         yield from _in_order(pool, batches, 3 * workers)
+
+
+def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        characters += _characters(item[1])
+        if len(batch) == BATCH_RECORDS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _characters(record: Record | InvalidRecord) -> int:
+    if isinstance(record, Conversation):
+        return sum(len(message.content) for message in record.messages)
+    return len(record.text) if isinstance(record, Document) else 0
 
 
 def _in_order(pool: ProcessPoolExecutor, batches: Iterator[list[Item]], window: int) -> Iterator[Result]:

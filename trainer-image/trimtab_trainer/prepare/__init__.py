@@ -41,7 +41,7 @@ def run(config: PrepareConfig) -> PrepareReport:
         return PrepareReport(model=base.artifact if base else None, stages=stages)
     except OSError as error:
         raise StorageError(
-            f"{config.root}: {error.strerror or error} ({error.filename}); check the volume's space and rights"
+            f"{error.filename or config.root}: {error.strerror or error}; check the volume's space and rights"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

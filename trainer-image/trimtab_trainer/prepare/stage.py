@@ -38,6 +38,7 @@ log = structlog.get_logger()
 PREPARE_VERSION = 1
 """Raised when the same inputs give another folder, so that older results are not reused."""
 _LIBRARIES = ("numpy", "tokenizers", "transformers")
+_SAMPLE_TOKENS = 400
 _RECIPE_KEYS = {"epochs", "max_steps", "global_batch_size", "seed"}
 _STAGE_KEYS = {"type", "loss", "max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
 
@@ -135,7 +136,8 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
     (draft / "model_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     sample = _sample(sets, tokenized.recognised, store, tokenizer)
     (draft / "sample.txt").write_text(sample, encoding="utf-8")
-    log.info("data recognised", stage=stage.name, sample=sample)
+    log.info("data recognised", stage=stage.name)
+    print(sample, flush=True)  # many lines, to be read as they are
     digest = manifest.seal(
         draft, "prepared", {"tokenizer": info.tokenizer_digest, "data": [s.identity() for s in sets]}
     )
@@ -182,16 +184,16 @@ def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet]) -> 
         "data": [data.identity() for data in sets],
         "tokenizer": tokenizer_digest(origin.tokenizer) if origin.tokenizer else None,
         "train": origin.train.model_dump(mode="json") if origin.train else None,
-        "config": [origin.config, origin.complete, origin.longest],
+        "config": [origin.config, None if origin.complete else origin.longest],
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def _sample(sets: Sequence[DataSet], recognised: Recognised, store: TokenStore, tokenizer: Any) -> str:
-    """What was recognised in each file, and the first record as the model sees it; «» encloses what bears loss."""
+    """What was recognised in each file, and the first record as the model sees it, with what bears loss."""
     files = [file for data in sets for file in data.files]
     lines = [f"{file.name}: {recognised.formats[i]}, {recognised.records[i]} records" for i, file in enumerate(files)]
-    stop = min(int(store.offsets[1]), 2000)
+    stop = min(int(store.offsets[1]), _SAMPLE_TOKENS)
     ids, mask = store.tokens[:stop].tolist(), store.loss[:stop]
     text = tokenizer.decode(ids)
     learnt = tokenizer.decode([token for token, bears in zip(ids, mask, strict=True) if bears])
