@@ -100,6 +100,9 @@ class Revision(ApiModel):
     revision: Annotated[str, Field(max_length=63)] = Field(description="Name of the revision: the start of its digest.")
     digest: Digest = Field(description="Digest of the artifact.")
     uri: Annotated[str, Field(max_length=2048)] = Field(description="Where the artifact lies.")
+    source: Annotated[str, Field(max_length=1024)] | None = Field(
+        default=None, description="The job:// URI that was resolved to this, once."
+    )
     ready: Annotated[int, Field(ge=0)] = Field(default=0, description="Pods that answer.")
 
 

@@ -66,6 +66,11 @@ class PodView:
         return self.phase == "Failed" or (self.ended is not None and self.ended.exit_code != 0)
 
     @property
+    def last_ended(self) -> Ended | None:
+        """How the container ended last, whether or not it runs again."""
+        return self.ended or self.previous
+
+    @property
     def over(self) -> bool:
         """Nothing runs in the pod any more."""
         return self.phase in ("Failed", "Succeeded")

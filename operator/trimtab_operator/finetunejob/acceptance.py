@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.core.podtemplate import claim_of, is_object_name
 from trimtab_operator.core.quantity import number
+from trimtab_operator.core.reasons import Reason
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.merge import Effective, accelerators
@@ -163,9 +164,9 @@ def _misfit(stage: Effective) -> str | None:
     return None
 
 
-def _final(reason: reasons.Reason, message: str) -> Verdict:
+def _final(reason: Reason, message: str) -> Verdict:
     return Verdict(reason.name, message, final=True)
 
 
-def _wait(reason: reasons.Reason, message: str) -> Verdict:
+def _wait(reason: Reason, message: str) -> Verdict:
     return Verdict(reason.name, message, final=False)

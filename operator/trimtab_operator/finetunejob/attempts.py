@@ -14,9 +14,9 @@ from enum import StrEnum
 
 from trimtab_operator.api.status import Failure, Failures, PrepareStatus, StageStatus
 from trimtab_operator.core.pods import PodView
+from trimtab_operator.core.reports import clean, failure_report
 from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.observe import JobView
-from trimtab_operator.finetunejob.reports import clean, failure_report
 from trimtab_trainer.config import ExitCode
 
 FINAL_CODES = (ExitCode.BAD_CONFIGURATION, ExitCode.BAD_DATA, ExitCode.INPUT_MISSING, ExitCode.TRAINING_FAILED)

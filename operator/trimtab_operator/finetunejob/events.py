@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from trimtab_operator.api.status import Failures, FineTuneJobStatus, JobPhase, PrepareStatus, StagePhase, StageStatus
 from trimtab_operator.core.actions import EventNote, EventType
+from trimtab_operator.core.reasons import Reason
 from trimtab_operator.finetunejob import reasons
 
 
@@ -50,5 +51,5 @@ def _failures(status: PrepareStatus | StageStatus | None) -> Failures | None:
     return status.failures if status else None
 
 
-def _normal(reason: reasons.Reason, message: str, action: str) -> EventNote:
+def _normal(reason: Reason, message: str, action: str) -> EventNote:
     return EventNote(EventType.NORMAL, reason.name, message, action)

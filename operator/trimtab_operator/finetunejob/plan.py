@@ -9,6 +9,7 @@ from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.status import FineTuneJobStatus, Images, JobPhase, StagePhase
 from trimtab_operator.core.actions import Action, Delete, Plan
 from trimtab_operator.core.kube import FINETUNEJOB, Object
+from trimtab_operator.core.reports import clean
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob import deadlines, reasons
 from trimtab_operator.finetunejob.acceptance import Question, Verdict, verdict
@@ -17,7 +18,6 @@ from trimtab_operator.finetunejob.events import transitions
 from trimtab_operator.finetunejob.merge import effective
 from trimtab_operator.finetunejob.model import resolve
 from trimtab_operator.finetunejob.observe import Observation
-from trimtab_operator.finetunejob.reports import clean
 from trimtab_operator.finetunejob.rollout import RolloutStep, roll_out
 from trimtab_operator.finetunejob.status import Because, Findings, build
 from trimtab_operator.finetunejob.ttl import expires_in

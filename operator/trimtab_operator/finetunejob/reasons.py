@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A word in a condition's `reason`."""
-
-    name: str
-    meaning: str
-    action: str = "Nothing to do."
-
-    def __str__(self) -> str:
-        return self.name
-
+from trimtab_operator.core.reasons import Reason
 
 ACCEPTED = "Accepted"
 PREPARED = "Prepared"
@@ -139,15 +126,7 @@ TRAINER = (
 )
 """Reasons that come from the pods; a report may bring others of its own."""
 
-SERVER = (
-    Reason("Invalid", "The API server refused an object of ours.", "See the message; often an admission rule."),
-    Reason("Forbidden", "RBAC, an admission rule or a quota refused an object of ours.", "See the message."),
-    Reason("NameTaken", "An object of a name that we need belongs to someone else.", "Delete or rename that object."),
-)
-"""Refusals, as `Progressing=False`."""
-
 
 def all_reasons() -> list[Reason]:
     """Every reason once, in the order of this file."""
-    own = [value for value in globals().values() if isinstance(value, Reason)]
-    return [*own, *TRAINER, *SERVER]
+    return [*(value for value in globals().values() if isinstance(value, Reason)), *TRAINER]

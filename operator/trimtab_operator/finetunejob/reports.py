@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from trimtab_operator.core.reports import clean
 from trimtab_operator.finetunejob import reasons
 from trimtab_trainer.config import REPORT, FailureReport, PrepareReport, TrainReport
 
@@ -36,18 +37,6 @@ def train_report(text: str) -> TrainReport | Problem:
     if isinstance(report, Problem | TrainReport):
         return report
     return _invalid(f"a {report.kind} report where a train report was expected")
-
-
-def failure_report(text: str) -> FailureReport | None:
-    """The report of a pod that ended badly; None where it left none, or something else."""
-    report = _parse(text)
-    return report if isinstance(report, FailureReport) else None
-
-
-def clean(text: str, limit: int) -> str:
-    """At most `limit` characters, without control characters: what others wrote ends up on terminals."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 def _parse(text: str) -> PrepareReport | TrainReport | FailureReport | Problem:

@@ -10,6 +10,7 @@ from trimtab_operator.api.status import ArtifactStatus, EndpointStatus
 from trimtab_operator.core.actions import Action, Apply, Create
 from trimtab_operator.core.kube import Object
 from trimtab_operator.core.names import MANAGER_ROLLOUT
+from trimtab_operator.core.reasons import Reason
 from trimtab_operator.finetunejob import manifests, reasons
 
 
@@ -17,7 +18,7 @@ from trimtab_operator.finetunejob import manifests, reasons
 class RolloutStep:
     """Where the roll-out is."""
 
-    reason: reasons.Reason
+    reason: Reason
     message: str
     endpoint: EndpointStatus | None = None
     """For the status, once the endpoint names this job: from then on the job writes no more."""

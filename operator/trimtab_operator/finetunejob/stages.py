@@ -20,9 +20,10 @@ from trimtab_operator.api.status import (
 from trimtab_operator.core.conditions import timestamp
 from trimtab_operator.core.pods import Stuck
 from trimtab_operator.core.quantity import memory
+from trimtab_operator.core.reports import clean
 from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.attempts import State, Step
-from trimtab_operator.finetunejob.reports import Problem, clean
+from trimtab_operator.finetunejob.reports import Problem
 from trimtab_trainer.config import Metric, PreparedStage, PrepareReport, Progress, TrainReport
 
 _MOST = 2**53

@@ -1,6 +1,6 @@
 """The walk from acceptance to the end, in a simulated cluster."""
 
-from tests.unit.finetunejob.world import DIGEST, World, spec, stage
+from tests.unit.finetunejob.world import DIGEST, World, spec
 
 
 def test_one_stage_runs_to_complete() -> None:

@@ -1,4 +1,4 @@
-"""A tiny cluster for plans: carries out their actions on raw objects, and plays Job controller, kubelet and endpoint."""
+"""A tiny cluster for plans: carries out their actions on raw objects, and plays Job controller and kubelet."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""ModelEndpoint: observe, plan, manifests, status, and one file a policy."""
