@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -41,6 +42,8 @@ class LocalKube:
         self._records = dict(state.load())
         self._version = state.version()
         self._sinks: list[Sink] = []
+        self._untold: deque[tuple[Change, Object]] = deque()
+        self._telling = False
         self._sweep_planned = False
         self._sweep()
 
@@ -220,8 +223,17 @@ class LocalKube:
         self._tell(Change.UPSERT, record.obj)
 
     def _tell(self, change: Change, obj: Object) -> None:
-        for sink in tuple(self._sinks):
-            sink(change, copy.deepcopy(obj))
+        self._untold.append((change, copy.deepcopy(obj)))
+        if self._telling:
+            return  # a sink has written: its event comes after the one that is being told, for every sink
+        self._telling = True
+        try:
+            while self._untold:
+                change, obj = self._untold.popleft()
+                for sink in tuple(self._sinks):
+                    sink(change, copy.deepcopy(obj))
+        finally:
+            self._telling = False
 
     def _admitted(self, obj: Object, old: Object | None) -> Object:
         admission = ADMISSIONS.get(obj["kind"])

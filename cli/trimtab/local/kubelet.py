@@ -192,7 +192,7 @@ class Kubelet:
         """One life of the container; None where it can't be started yet, after a pause."""
         pod, state = running.pod, running.state
         namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
-        scratch = Path(tempfile.mkdtemp(prefix="trimtab-"))  # short: sockets in it have 108 characters
+        scratch = Path(tempfile.mkdtemp(prefix="trimtab-pod-"))  # short: sockets in it have 108 characters
         try:
             paths = mount(self._kube, self._workdir, pod, scratch)
             address = state.address or ""
@@ -215,6 +215,7 @@ class Kubelet:
         ask = asker(made, place, main_container(pod), result.with_name("probe.json"))
         ended = await self._until_end(running, child, ask)
         running.child = None
+        shutil.rmtree(scratch, ignore_errors=True)
         message = (self._workdir.pod(namespace, name) / "termination-log").read_bytes()
         state.container = podstatus.terminated(ended.exit_code, message, started_at, oom_killed=ended.oom_killed)
         return ended

@@ -61,7 +61,7 @@ async def start(
     Args:
         process: command, environment and directory.
         result: file that takes the exit code.
-        scratch: folder to remove at the end.
+        scratch: folder to remove if this process dies before the child.
         log: file to which the output is appended; without it the output is kept for `Ended`.
         lock: descriptor of the working folder's lock, held until the process has ended.
     """

@@ -52,6 +52,8 @@ async def run(documents: Sequence[Document], root: Path, command: str | None, di
         async with cluster.running():
             await cluster.until_or_interrupted(lambda: follower.jobs_settled() or bool(follower.failures()))
             await cluster.until_or_interrupted(lambda: follower.ready() or bool(follower.failures()))
+            if cluster.interrupted.is_set():
+                display.note("stopping; checkpoints are saved first (Ctrl-C again kills)")
             if failures := follower.failures():
                 code = FAILED
             elif command is not None and not cluster.interrupted.is_set():

@@ -3,7 +3,8 @@
 Runs as `python -I -S supervisor.py RESULT PARENT SCRATCH COMMAND…` and uses the standard library only, so it starts in
 milliseconds. It adopts every descendant (PR_SET_CHILD_SUBREAPER), forwards SIGTERM to the container's first process,
 and kills them all on SIGUSR1, which the kernel also sends when the parent dies. When the first process has ended,
-the others are killed, as at the end of a container, the folder SCRATCH is removed and RESULT is written.
+the others are killed, as at the end of a container, and RESULT is written. When the parent has died, nobody else is left
+to remove the folder SCRATCH.
 """
 
 from __future__ import annotations
@@ -121,7 +122,6 @@ def supervise(result: Path, parent: int, scratch: Path, command: list[str]) -> i
     draft = result.with_suffix(".draft")
     draft.write_text(json.dumps(report))
     draft.rename(result)
-    shutil.rmtree(scratch, ignore_errors=True)
     return code
 
 
