@@ -36,7 +36,7 @@ def download(
     repository, path = _parse(uri)
     if revision is None or not _COMMIT.fullmatch(revision):
         raise BadConfiguration(f"{uri}: revision is {revision!r}; pin it to a commit of 40 hex digits")
-    from httpx import HTTPError  # the Hub client's transport
+    from httpx2 import HTTPError  # the Hub client's transport
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
