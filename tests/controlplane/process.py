@@ -45,6 +45,15 @@ class Component:
         tail = self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         raise ClusterError("\n".join([f"{self._name}: {cause}; the end of {self._log}:", *tail]))
 
+    def terminate(self, seconds: float = 60) -> int:
+        """Asks the process to end and returns its exit status; one that does not end in time is killed and fails."""
+        self._process.terminate()
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.fail(f"did not end within {seconds} s of SIGTERM")
+
     def kill(self) -> None:
         """Ends the process at once and reaps it."""
         self._process.kill()

@@ -1,0 +1,101 @@
+"""The real operator as a process beside the control plane, with the rights of `rbac.yaml`."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from tests.controlplane.cluster import HERE, ControlPlane
+from tests.controlplane.process import Component, reserve_port
+
+START_SECONDS = 120
+"""How long the first list of everything may take: far more than it does, for busy machines."""
+
+
+class Operator:
+    """`python -m trimtab_operator` as the user `operator`; a context manager that starts and kills it.
+
+    Attributes:
+        log: What it wrote, over all its starts.
+    """
+
+    def __init__(self, control_plane: ControlPlane, *, kubeconfig: Path | None = None, **settings: object) -> None:
+        """`settings`: fields of the operator's `Settings`; `kubeconfig`: of a proxy in front of the API server."""
+        self._kubeconfig = kubeconfig or control_plane.kubeconfig("operator")
+        self._control_plane = control_plane
+        self._settings = settings
+        self._reservation = reserve_port()
+        self._port = self._reservation.getsockname()[1]
+        self._process: Component | None = None
+        self.log = control_plane.root / "logs" / "operator.log"
+
+    def __enter__(self) -> Self:
+        self._control_plane.kubectl("apply", f"--filename={HERE / 'rbac.yaml'}")
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._reservation.close()
+
+    def start(self) -> None:
+        """Starts it and waits until it has listed everything.
+
+        Raises:
+            ClusterError: It ends, or is not ready after `START_SECONDS`; with the end of its log.
+        """
+        settings = {"metrics_port": self._port, **self._settings}
+        environment = {
+            **os.environ,
+            "KUBECONFIG": str(self._kubeconfig),
+            **{f"TRIMTAB_OPERATOR_{field.upper()}": str(value) for field, value in settings.items()},
+        }
+        process = Component("operator", [sys.executable, "-m", "trimtab_operator"], self.log, environment)
+        self._process = process
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            process.check()
+            if time.monotonic() > deadline:
+                process.fail(f"not ready after {START_SECONDS} s")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """`kill -9`; nothing if it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def stop(self) -> int:
+        """SIGTERM, as a kubelet does; its exit status."""
+        assert self._process is not None
+        status = self._process.terminate()
+        self._process = None
+        return status
+
+    def metrics(self) -> dict[str, Metric]:
+        """`/metrics`, parsed, by family."""
+        return {family.name: family for family in text_string_to_metric_families(self._get("/metrics")[1])}
+
+    def _is_ready(self) -> bool:
+        try:
+            return self._get("/readyz")[0] == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
