@@ -3,8 +3,8 @@
 Runs as `python -I -S supervisor.py RESULT PARENT SCRATCH COMMAND…` and uses the standard library only, so it starts in
 milliseconds. It adopts every descendant (PR_SET_CHILD_SUBREAPER), forwards SIGTERM to the container's first process,
 and kills them all on SIGUSR1, which the kernel also sends when the parent dies. When the first process has ended,
-the others are killed, as at the end of a container, and RESULT is written. When the parent has died, nobody else is left
-to remove the folder SCRATCH.
+the others are killed, as at the end of a container, and RESULT is written. When the parent has died, nobody else is
+left to remove the folder SCRATCH.
 """
 
 from __future__ import annotations
