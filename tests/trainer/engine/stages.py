@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,8 @@ class Run:
     config: TrainConfig
     process: subprocess.Popen[str]
     output: str = ""
-    messages: dict[str, Any] = field(default_factory=dict)
+    report: Any = None
+    """The termination message, once it has ended."""
 
     @property
     def folder(self) -> Path:
@@ -165,12 +166,8 @@ class Run:
     def finish(self, timeout: float = 240) -> int:
         """Wait for the end; returns the exit code."""
         self.output, _ = self.process.communicate(timeout=timeout)
+        self.report = REPORT.validate_json((self.root / "termination.json").read_bytes())
         return self.process.returncode
-
-    @property
-    def report(self) -> Any:
-        """The termination message."""
-        return REPORT.validate_json((self.root / "termination.json").read_bytes())
 
     def rows(self) -> list[dict[str, Any]]:
         """Of `metrics.jsonl`: the rows of optimiser steps."""

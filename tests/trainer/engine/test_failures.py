@@ -82,7 +82,7 @@ def test_a_damaged_result_is_never_reported_and_a_strangers_result_never_replace
 
 
 def test_a_loss_that_is_not_finite_names_the_records(tmp_path: Path) -> None:
-    config = {**stages.TINY_LLAMA, "initializer_range": 1e19}
+    config = {**stages.TINY_LLAMA, "rms_norm_eps": -1.0}
     prepared = stages.write_prepared(tmp_path, row_counts=[4], batch=4, model_config=config)
     run, code = stages.run(tmp_path, stages.stage(prepared, recipe={"global_batch_size": 4}))
     assert (code, run.report.reason) == (70, "NotFinite")
@@ -122,5 +122,6 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     processes = [psutil.Process(run.process.pid), *psutil.Process(run.process.pid).children(recursive=True)]
     assert len(processes) >= 4
     run.signal(signal.SIGKILL)
+    run.process.wait()
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]

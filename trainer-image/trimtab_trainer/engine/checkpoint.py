@@ -45,6 +45,14 @@ def save(engine: Engine, group: Group, checkpoints: Checkpoints, state: TrainerS
         raise StorageError(f"{checkpoints.path(state.step)}: the checkpoint could not be saved: {cause}") from error
 
 
+def seed_all(seed: int, rank: int) -> None:
+    """Seed every generator, each rank its own: dropout must not be the same on all of them."""
+    own = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    random.seed(own)
+    np.random.seed(own)
+    torch.manual_seed(own)
+
+
 def restore(engine: Engine, group: Group, folder: Path) -> None:
     """Read weights, optimiser and RNG states back; collective. The folder's digests have been verified."""
     engine.load(str(folder))

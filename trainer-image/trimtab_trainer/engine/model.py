@@ -59,7 +59,9 @@ def _random_model(prepared: PreparedData, seed: int, dtype: torch.dtype) -> PreT
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**keys), dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
     )
-    return cast(PreTrainedModel, model.to(dtype))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _embedding(model: PreTrainedModel) -> torch.Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Metric, StageType, TrainConfig
@@ -87,15 +87,11 @@ def _write_model(
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     model.config.use_cache = True
-    model.generation_config = _generation_config(module, prepared)
+    model.generation_config = module.generation_config
     for setting in (model.config, model.generation_config):
         setting.eos_token_id = _end_id(prepared)
         setting.pad_token_id = prepared.info.padding_id
     model.save_pretrained(folder)
-
-
-def _generation_config(module: PreTrainedModel, prepared: PreparedData) -> GenerationConfig:
-    return module.generation_config if module.generation_config is not None else GenerationConfig()
 
 
 def _end_id(prepared: PreparedData) -> int:

@@ -15,6 +15,7 @@ from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine import checkpoint
 from trimtab_trainer.engine.batches import Step, plan_steps
 from trimtab_trainer.engine.distributed import Group
+from trimtab_trainer.engine.isolation import check_isolation
 from trimtab_trainer.engine.loop import Loop, StepResult
 from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, peak_flops
 from trimtab_trainer.engine.result import publish_result
@@ -58,6 +59,8 @@ class Trainer:
         self._engine = Engine(model, config)
         peak = peak_flops(self._engine.device, DTYPES[config.precision])
         self._peak_flops = peak * group.size if peak else None
+        check_isolation(self._engine, self._prepared, config.stage)
+        checkpoint.seed_all(config.recipe.seed, group.rank)
         self._loop = Loop(self._engine, group, self._prepared, config, told_to_stop)
         self._tokens = 0
         self._log: MetricsLog | None = None

@@ -124,7 +124,7 @@ def _hung(config: TrainConfig, run: RunFolder, last: Heartbeat) -> Cause:
     limit = deadline(last, config.progress_deadline_seconds)
     error = Stalled(
         f"no step for {limit:.0f} s after step {last.step} of {last.total_steps} ({last.phase.value}); the stacks of "
-        f"all processes are in logs/attempt-{config.attempt}/; raise progressDeadlineSeconds if a step may take so long",
+        f"all processes are in logs/attempt-{config.attempt}/; raise progressDeadlineSeconds if a step may take that",
         stage=config.stage,
     )
     return Cause(rank=min(pids, default=0), exit_code=error.exit_code, report=failure_report(error, last.step))

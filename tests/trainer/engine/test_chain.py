@@ -1,0 +1,79 @@
+"""A stage from another stage's artifact: bf16, ZeRO 3, gradient checkpointing, preempted and resumed."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.trainer.engine import stages
+
+from trimtab_trainer import manifest
+from trimtab_trainer.config import Artifact, TrainConfig
+
+DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
+    root = tmp_path_factory.mktemp("chain")
+    prepared = stages.write_prepared(root, row_counts=[8], batch=8, model_config=DROPOUT)
+    run, code = stages.run(root, stages.stage(prepared, recipe={"global_batch_size": 8}))
+    assert code == 0, run.output
+    return run
+
+
+def tuned(base: stages.Run, name: str, **changes: object) -> TrainConfig:
+    sft = stages.StageType.SFT
+    prepared = stages.write_prepared(base.root, row_counts=[75, 75], batch=16, stage_type=sft, model_config=DROPOUT)
+    return stages.stage(
+        prepared,
+        stage=name,
+        type="sft",
+        folder=f"pvc://models/tiny/{name}",
+        model=Artifact(uri="pvc://models/tiny/base/model", digest=base.report.digest),
+        recipe={"global_batch_size": 16, "micro_batch_size": 2, "epochs": 2, "gradient_checkpointing": True},
+        precision="bf16",
+        zero_stage=3,
+        processes_per_node=2,
+        **changes,
+    )
+
+
+def test_resume_is_bitwise_in_bf16_with_sharded_weights(base: stages.Run) -> None:
+    calm, code = stages.run(base.root, tuned(base, "calm"))
+    assert code == 0, calm.output
+    stopped = stages.start(base.root, tuned(base, "stopped"))
+    stopped.wait_for_step(3)
+    stopped.signal(signal.SIGTERM)
+    assert stopped.finish() == 75
+    resumed, code = stages.run(base.root, tuned(base, "stopped", attempt=2))
+    assert code == 0, resumed.output
+
+    weights = load_file(calm.folder / "model" / "model.safetensors")
+    again = load_file(resumed.folder / "model" / "model.safetensors")
+    started_from = load_file(base.folder / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert not all(torch.equal(weights[name], started_from[name].bfloat16()) for name in weights)
+
+    lineage = manifest.read_manifest(calm.folder / "model").lineage
+    assert lineage["identity"]["model"] == base.report.digest
+    assert lineage["dtype"] == "bfloat16"
+    assert json.loads((calm.folder / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((calm.folder / "model" / "generation_config.json").read_text())["eos_token_id"] == 1
+
+
+def test_a_base_with_one_byte_changed_is_not_trained_from(base: stages.Run) -> None:
+    config = tuned(base, "from-damaged")
+    weights = base.folder / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        run, code = stages.run(base.root, config)
+    finally:
+        weights.write_bytes(content)
+    assert (code, run.report.reason) == (66, "CorruptArtifact")
+    assert "model.safetensors: its bytes differ from manifest.json" in run.report.message
