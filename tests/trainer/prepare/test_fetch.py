@@ -95,6 +95,7 @@ def keys(s3: str, tmp_path: Path) -> Path:
         AWS_SECRET_ACCESS_KEY="secret",
         AWS_ENDPOINT_URL=s3,
         AWS_REGION="us-east-1",
+        AZURE_STORAGE_ACCOUNT_KEY="of another store",
     )
 
 

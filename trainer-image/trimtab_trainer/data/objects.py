@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _RETRIES: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(minutes=3)}
-_KEYS = ("AWS_", "GOOGLE_", "AZURE_")
+_KEYS = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+"""What the names of a store's keys begin with; a secret may hold those of several stores."""
 
 
 def download(uri: str, secret: Path | None, wanted: Callable[[str], bool], scratch: Path) -> list[DataFile]:
@@ -61,8 +62,10 @@ def _open(uri: str, secret: Path | None) -> ObjectStore:
     from obstore.store import from_url
 
     parts = urlsplit(uri)
-    options = {name.lower(): value for name, value in read_secret(secret).items() if name.startswith(_KEYS)}
-    plain = options.get("aws_endpoint_url", "").startswith("http://")
+    options = {
+        name.lower(): value for name, value in read_secret(secret).items() if name.startswith(_KEYS[parts.scheme])
+    }
+    plain = any("endpoint" in name and value.startswith("http://") for name, value in options.items())
     connect: Any = from_url  # its overloads want the store's kind to be known beforehand
     try:
         store: ObjectStore = connect(
