@@ -14,6 +14,7 @@ from typing import Any
 from trimtab.local.addresses import Addresses
 from trimtab.local.kube import LocalKube
 from trimtab.local.kubelet import Kubelet
+from trimtab.local.objects import Key, is_true, key
 from trimtab.local.services import Services
 from trimtab.local.state import State
 from trimtab.local.workdir import Workdir
@@ -41,9 +42,9 @@ class Cluster:
         self.state = State(workdir.state)
         self.kube = LocalKube(self.state, self._addresses.take)
         self.services = Services(self.kube)
-        self.serving: set[tuple[str, str]] = set()
+        self.serving: set[Key] = set()
         """Namespace and name of the endpoints whose pods may run."""
-        self.training: set[tuple[str, str]] = set()
+        self.training: set[Key] = set()
         """Namespace and name of the jobs that go on; the folder's others stay as they are."""
         self.changed = asyncio.Event()
         """Set at each change of an object; whoever waits clears it."""
@@ -155,7 +156,7 @@ class _Selected:
 
     kind: Kind
     controller: Controller[Any]
-    keys: set[tuple[str, str]]
+    keys: set[Key]
 
     def observe(self, reader: Reader, obj: Object) -> Any:
         """As the controller observes."""
@@ -168,21 +169,6 @@ class _Selected:
     def interested(self, obj: Object) -> list[Ref]:
         """As the controller is interested."""
         return self.controller.interested(obj)
-
-
-def key(obj: Object) -> tuple[str, str]:
-    """Namespace and name."""
-    return obj["metadata"]["namespace"], obj["metadata"]["name"]
-
-
-def condition(obj: Object, kind: str) -> Object:
-    """The condition of this type; empty where there is none."""
-    return next((each for each in obj.get("status", {}).get("conditions", []) if each["type"] == kind), {})
-
-
-def is_true(obj: Object, kind: str) -> bool:
-    """Whether a condition holds."""
-    return bool(condition(obj, kind).get("status") == "True")
 
 
 def _trains(job: Object) -> bool:

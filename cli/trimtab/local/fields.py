@@ -16,6 +16,9 @@ Path = tuple[str, ...]
 ListKeys = Callable[[Path], tuple[str, ...] | None]
 """Keys of the list-map at a path of field names; None for a list that is replaced as a whole."""
 
+SERVER_FIELDS = ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "managedFields")
+"""Metadata that only the API server writes."""
+
 _ITEM = "\0"
 """Starts the path element of a list-map's item; no field name does."""
 
@@ -33,6 +36,15 @@ _BUILT_IN = {
 def built_in_list_keys(path: Path) -> tuple[str, ...] | None:
     """List-maps of the built-in kinds, as far as Trimtab writes them."""
     return _BUILT_IN.get(path[-1])
+
+
+def owned_part(obj: Object) -> Object:
+    """What an apply owns: everything but the object's identity and what the server writes."""
+    metadata = {
+        key: value for key, value in obj["metadata"].items() if key not in (*SERVER_FIELDS, "name", "namespace")
+    }
+    body = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind", "metadata")}
+    return {"metadata": metadata, **body} if metadata else body
 
 
 def flatten(value: Any, list_keys: ListKeys) -> dict[Path, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trimtab.local.cluster import Cluster, condition, is_true, key
+from trimtab.local.cluster import Cluster
+from trimtab.local.objects import condition, is_true, key
 from trimtab.progress import Display
 from trimtab_operator.core.kube import FINETUNEJOB, MODELENDPOINT, POD, Change, Object
 from trimtab_operator.core.names import LABEL_ENDPOINT, label_value

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab.local.kube import LOCAL_KINDS, controller_uid
+from trimtab.local.kube import LOCAL_KINDS
+from trimtab.local.objects import controller_uid
 from trimtab.local.state import State
 from trimtab.local.workdir import Workdir
 from trimtab.manifests.admission import ADMISSIONS

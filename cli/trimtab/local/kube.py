@@ -7,10 +7,10 @@ import copy
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-from trimtab.local.fields import apply, built_in_list_keys
+from trimtab.local.fields import SERVER_FIELDS, apply, built_in_list_keys, owned_part
+from trimtab.local.objects import controller_uid, now
 from trimtab.local.state import Record, State
 from trimtab.manifests.admission import ADMISSIONS
 from trimtab_operator.core.errors import AlreadyExists, Conflict, Invalid, NotFound
@@ -20,12 +20,6 @@ SECRET = Kind("v1", "Secret", "secrets")
 LOCAL_KINDS = {**KINDS, SECRET.kind: SECRET}
 _WITHOUT_STATUS = {CONFIGMAP.kind, SECRET.kind, "Event"}
 _WITHOUT_GENERATION = {*_WITHOUT_STATUS, SERVICE.kind, CLAIM.kind, POD.kind}
-_READ_ONLY = ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "managedFields")
-
-
-def now() -> str:
-    """The time as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class LocalKube:
@@ -158,8 +152,8 @@ class LocalKube:
         owner = f"{manager}/apply"
         keys = self._list_keys(ref.kind)
         if record is None:
-            return self._insert(desired, apply({}, _owned_part(desired), {}, owner, keys)[1])
-        merged, owners = apply(record.obj, _owned_part(desired), record.owners, owner, keys)
+            return self._insert(desired, apply({}, owned_part(desired), {}, owner, keys)[1])
+        merged, owners = apply(record.obj, owned_part(desired), record.owners, owner, keys)
         return self._replace(record, merged, owners)
 
     async def apply_status(self, obj: Object, *, manager: str) -> Object:
@@ -185,7 +179,7 @@ class LocalKube:
     # Writing
 
     def _insert(self, obj: Object, owners: dict[str, list[str]]) -> Object:
-        metadata = {key: value for key, value in obj["metadata"].items() if key not in _READ_ONLY}
+        metadata = {key: value for key, value in obj["metadata"].items() if key not in SERVER_FIELDS}
         made: Object = {**copy.deepcopy(obj), "metadata": metadata}
         if obj["kind"] not in _WITHOUT_STATUS:
             made.pop("status", None)
@@ -286,12 +280,6 @@ class LocalKube:
                 yield record.obj
 
 
-def controller_uid(obj: Object) -> str | None:
-    """The uid of the object's controlling owner."""
-    references = obj["metadata"].get("ownerReferences", [])
-    return next((str(reference["uid"]) for reference in references if reference.get("controller")), None)
-
-
 def _selected(labels: Mapping[str, str], wanted: Mapping[str, str | None]) -> bool:
     return all(name in labels and value in (None, labels[name]) for name, value in wanted.items())
 
@@ -302,13 +290,6 @@ def _check_preconditions(obj: Object, record: Record | None) -> None:
         live = record.obj["metadata"][key] if record else None
         if wanted is not None and wanted != live:
             raise Conflict(409, "Conflict", f"{ref_of(obj)}: {key} {wanted} is not the live {live}")
-
-
-def _owned_part(obj: Object) -> Object:
-    """What an apply owns: everything but the object's identity and what the server writes."""
-    metadata = {key: value for key, value in obj["metadata"].items() if key not in (*_READ_ONLY, "name", "namespace")}
-    body = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind", "metadata")}
-    return {"metadata": metadata, **body} if metadata else body
 
 
 def _without(obj: Object, key: str) -> Object:

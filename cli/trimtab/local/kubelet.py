@@ -13,7 +13,8 @@ from typing import Any
 from trimtab.local import podstatus, slots
 from trimtab.local.addresses import Addresses
 from trimtab.local.container import Place, Process, Unsupported, main_container, process
-from trimtab.local.kube import LocalKube, now
+from trimtab.local.kube import LocalKube
+from trimtab.local.objects import now
 from trimtab.local.podstatus import PodState
 from trimtab.local.probes import Ask, asker, verdicts
 from trimtab.local.processes import Child, Ended, start

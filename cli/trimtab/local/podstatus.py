@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
-from trimtab.local.kube import now
+from trimtab.local.objects import now
+from trimtab_operator.core.conditions import set_condition
 from trimtab_operator.core.kube import Object
 
 MESSAGE_LIMIT = 4096
@@ -47,19 +49,20 @@ def terminated(exit_code: int, message: bytes, started_at: str, *, oom_killed: b
 
 def unschedulable(pod: Object, message: str) -> Object:
     """The status of a pod that waits for a place."""
-    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
-    return {"phase": "Pending", "conditions": _kept(pod, [condition])}
+    return {"phase": "Pending", "conditions": _conditions(pod, {"PodScheduled": (False, "Unschedulable", message)})}
 
 
 def status(pod: Object, state: PodState) -> Object:
     """The whole status."""
-    truth = {"PodScheduled": True, "Initialized": True, "ContainersReady": state.ready, "Ready": state.ready}
-    conditions = [{"type": kind, "status": "True" if true else "False"} for kind, true in truth.items()]
+    verdicts = {
+        "PodScheduled": (True, "Scheduled", ""),
+        "Initialized": (True, "PodCompleted", ""),
+        "ContainersReady": (state.ready, "Containers", ""),
+        "Ready": (state.ready, "Containers", ""),
+    }
     if state.disruption:
-        message = "the pod was stopped with the machine's local mode, not by its own fault"
-        conditions.append(
-            {"type": "DisruptionTarget", "status": "True", "reason": state.disruption, "message": message}
-        )
+        message = "the pod was ended with local mode, not by a fault of its own"
+        verdicts["DisruptionTarget"] = (True, state.disruption, message)
     container = pod["spec"]["containers"][0]
     entry = {
         "name": container["name"],
@@ -71,7 +74,7 @@ def status(pod: Object, state: PodState) -> Object:
         "state": state.container,
         "lastState": state.last,
     }
-    out: Object = {"phase": state.phase, "conditions": _kept(pod, conditions), "containerStatuses": [entry]}
+    out: Object = {"phase": state.phase, "conditions": _conditions(pod, verdicts), "containerStatuses": [entry]}
     if state.address:
         out |= {"podIP": state.address, "podIPs": [{"ip": state.address}], "hostIP": "127.0.0.1"}
     if state.started_at:
@@ -79,11 +82,8 @@ def status(pod: Object, state: PodState) -> Object:
     return out
 
 
-def _kept(pod: Object, conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conditions with the time of their last transition."""
-    former = {entry["type"]: entry for entry in pod.get("status", {}).get("conditions", [])}
-    for entry in conditions:
-        old = former.get(entry["type"], {})
-        same = old.get("status") == entry["status"]
-        entry["lastTransitionTime"] = old["lastTransitionTime"] if same else now()
+def _conditions(pod: Object, verdicts: dict[str, tuple[bool, str, str]]) -> list[Object]:
+    conditions: list[Object] = pod["status"].get("conditions", [])
+    for kind, (true, reason, message) in verdicts.items():
+        conditions = set_condition(conditions, kind, true, reason, message, 0, datetime.now(UTC))
     return conditions

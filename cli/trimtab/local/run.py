@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from trimtab.local.cluster import Cluster, key
+from trimtab.local.cluster import Cluster
 from trimtab.local.follow import Follower
+from trimtab.local.objects import key
 from trimtab.local.submit import submit
 from trimtab.local.supervisor import die_with_parent
 from trimtab.local.workdir import LocalError, Workdir

@@ -9,6 +9,7 @@ from typing import Any
 
 from trimtab.local.container import named_port
 from trimtab.local.kube import LocalKube
+from trimtab.local.objects import is_true
 from trimtab.local.workdir import LocalError
 from trimtab_operator.core.kube import POD, SERVICE, Change, Object, Ref, ref_of
 
@@ -70,7 +71,8 @@ class Services:
         service = self._kube.find(SERVICE, namespace, name)
         if service is None or not service["spec"].get("selector"):
             return []
-        return [pod for pod in self._kube.select(POD, namespace, service["spec"]["selector"]) if _is_ready(pod)]
+        pods = self._kube.select(POD, namespace, service["spec"]["selector"])
+        return [pod for pod in pods if is_true(pod, "Ready") and "deletionTimestamp" not in pod["metadata"]]
 
     async def _relay(
         self,
@@ -103,9 +105,3 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
         await target.drain()
     with suppress(OSError):
         target.write_eof()
-
-
-def _is_ready(pod: Object) -> bool:
-    conditions = pod["status"].get("conditions", [])
-    ready = any(entry["type"] == "Ready" and entry["status"] == "True" for entry in conditions)
-    return ready and "deletionTimestamp" not in pod["metadata"]

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.local.kube import controller_uid
+from trimtab.local.objects import controller_uid
 from trimtab_operator.core.kube import JOB, Object
-
-_SUFFIXES = {"m": 1e-3, "": 1.0, "k": 1e3}
+from trimtab_operator.core.quantity import number
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def demand(pod: Object, machine: Machine) -> Demand:
         asked |= resources.get("limits", {}) | resources.get("requests", {})
     references = pod["metadata"].get("ownerReferences", [])
     serving = not any(reference["kind"] == JOB.kind for reference in references)
-    cores = _number(asked["cpu"]) if "cpu" in asked else (1.0 if serving else machine.cores)
+    cores = float(number(str(asked["cpu"]))) if "cpu" in asked else (1.0 if serving else machine.cores)
     accelerators = sum(int(value) for name, value in asked.items() if name.endswith("/gpu"))
     uid = pod["metadata"]["uid"]
     return Demand(uid, controller_uid(pod) or uid, serving, cores, accelerators)
@@ -85,9 +84,3 @@ def admit(
         if reason is None:
             active += pods
     return verdicts
-
-
-def _number(quantity: int | str) -> float:
-    text = str(quantity)
-    digits = text.rstrip("mk")
-    return float(digits) * _SUFFIXES[text[len(digits) :]]

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trimtab.local.cluster import Cluster, is_true, key
+from trimtab.local.cluster import Cluster
 from trimtab.local.kube import LOCAL_KINDS
+from trimtab.local.objects import is_true, key
 from trimtab.manifests.load import Document, InvalidManifest
 from trimtab_operator.core.errors import KubeError
 from trimtab_operator.core.kube import CLAIM, FINETUNEJOB, Object

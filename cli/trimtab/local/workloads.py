@@ -7,11 +7,15 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
-from trimtab.local.kube import LocalKube, controller_uid, now
+from trimtab.local.kube import LocalKube
+from trimtab.local.objects import controller_uid, is_true, now
+from trimtab_operator.core.conditions import set_condition
 from trimtab_operator.core.errors import AlreadyExists
 from trimtab_operator.core.kube import DEPLOYMENT, JOB, POD, Change, Object
+from trimtab_operator.core.podtemplate import owner_reference
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -71,14 +75,6 @@ class Workloads:
         """A pod of the owner's template; None where chance chose a name that is taken."""
         template = owner["spec"]["template"]
         metadata = template.get("metadata", {})
-        reference = {
-            "apiVersion": owner["apiVersion"],
-            "kind": owner["kind"],
-            "name": owner["metadata"]["name"],
-            "uid": owner["metadata"]["uid"],
-            "controller": True,
-            "blockOwnerDeletion": True,
-        }
         suffix = "".join(secrets.choice(_ALPHABET) for _ in range(5))
         pod: Object = {
             "apiVersion": POD.api_version,
@@ -88,7 +84,7 @@ class Workloads:
                 "namespace": owner["metadata"]["namespace"],
                 "labels": metadata.get("labels", {}) | labels,
                 "annotations": metadata.get("annotations", {}) | {k: v for k, v in labels.items() if k == INDEX},
-                "ownerReferences": [reference],
+                "ownerReferences": [owner_reference(owner)],
             },
             "spec": template["spec"] | spec,
         }
@@ -102,7 +98,7 @@ class Workloads:
 
     def _sync_job(self, job: Object) -> None:
         spec, status = job["spec"], dict(job.get("status", {}))
-        if _holds(status, "Complete") or _holds(status, "Failed"):
+        if is_true(job, "Complete") or is_true(job, "Failed"):
             return
         pods = self._kube.owned(POD, job["metadata"]["uid"])
         active = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
@@ -128,17 +124,17 @@ class Workloads:
             status["completionTime"] = now()
         else:
             status.setdefault("startTime", now())
-            if any(entry["type"] == "Suspended" for entry in status.get("conditions", [])):
+            if is_true(job, "Suspended"):
                 conditions["Suspended"] = (False, "JobResumed", "Job resumed")
             for index in range(completions):
                 if index not in done and index not in {_index(pod) for pod in active}:
                     self._create_index(job, index)
         alive = [pod for pod in self._kube.owned(POD, job["metadata"]["uid"]) if _alive(pod)]
         status["active"] = sum("deletionTimestamp" not in pod["metadata"] for pod in alive)
-        status["ready"] = sum(_holds(pod["status"], "Ready") for pod in alive)
+        status["ready"] = sum(is_true(pod, "Ready") for pod in alive)
         status["terminating"] = len(alive) - status["active"]
         status |= {"succeeded": len(done), "failed": failed}
-        status["conditions"] = _merged(status.get("conditions", []), conditions)
+        status["conditions"] = _merged(job, conditions)
         self._kube.set_status(job, status)
 
     def _create_index(self, job: Object, index: int) -> None:
@@ -165,7 +161,7 @@ class Workloads:
             elif "deletionTimestamp" not in pod["metadata"]:
                 same = pod["metadata"]["labels"].get("pod-template-hash") == revision
                 (current if same else former).append(pod)
-        current.sort(key=lambda pod: not _holds(pod["status"], "Ready"))
+        current.sort(key=lambda pod: not is_true(pod, "Ready"))
         for pod in current[replicas:]:
             self._drop(pod)
         current = current[:replicas]
@@ -173,7 +169,7 @@ class Workloads:
             name = f"{deployment['metadata']['name']}-{revision}"
             made = self._create(deployment, name, {"pod-template-hash": revision})
             current += [made] if made else []
-        ready = [pod for pod in current if _holds(pod["status"], "Ready")]
+        ready = [pod for pod in current if is_true(pod, "Ready")]
         if len(ready) >= replicas:
             for pod in former:
                 self._drop(pod)
@@ -184,12 +180,11 @@ class Workloads:
             "observedGeneration": deployment["metadata"]["generation"],
             "replicas": len(current) + len(former),
             "updatedReplicas": len(current),
-            "readyReplicas": len(ready) + sum(_holds(pod["status"], "Ready") for pod in former),
+            "readyReplicas": len(ready) + sum(is_true(pod, "Ready") for pod in former),
             "availableReplicas": len(ready),
             "unavailableReplicas": replicas - len(ready),
         }
-        old = deployment.get("status", {}).get("conditions", [])
-        status["conditions"] = _merged(old, {"Available": (enough, *available)})
+        status["conditions"] = _merged(deployment, {"Available": (enough, *available)})
         self._kube.set_status(deployment, status)
 
 
@@ -209,16 +204,9 @@ def _alive(pod: Object) -> bool:
     return pod["status"]["phase"] in ("Pending", "Running")
 
 
-def _holds(status: Object, kind: str) -> bool:
-    return any(entry["type"] == kind and entry["status"] == "True" for entry in status.get("conditions", []))
-
-
-def _merged(old: list[dict[str, Any]], new: dict[str, tuple[bool, str, str]]) -> list[dict[str, Any]]:
-    """Conditions by type; the time of the last transition stays while the status does."""
-    merged = {entry["type"]: entry for entry in old}
-    for kind, (true, reason, message) in new.items():
-        entry = {"type": kind, "status": "True" if true else "False", "reason": reason, "message": message}
-        former = merged.get(kind, {})
-        entry["lastTransitionTime"] = former["lastTransitionTime"] if former.get("status") == entry["status"] else now()
-        merged[kind] = entry
-    return list(merged.values())
+def _merged(obj: Object, verdicts: dict[str, tuple[bool, str, str]]) -> list[Object]:
+    """The object's conditions with these set."""
+    conditions: list[Object] = obj.get("status", {}).get("conditions", [])
+    for kind, (true, reason, message) in verdicts.items():
+        conditions = set_condition(conditions, kind, true, reason, message, 0, datetime.now(UTC))
+    return conditions
