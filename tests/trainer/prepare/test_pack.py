@@ -13,6 +13,8 @@ LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
 def test_best_fit_decreasing_puts_each_item_where_least_room_is_left() -> None:
     # By hand, capacity 10: 7 | 6 | 4 joins the 6 (room 4 before 3) | 3 joins the 7 | 2 opens a bin | 1 joins the 2
     assert best_fit_decreasing(np.array([3, 7, 1, 6, 2, 4]), 10) == [[1, 0], [3, 5], [4, 2]]
+    # the 3 would fit beside the 6 too, but fills the row of the 7
+    assert best_fit_decreasing(np.array([7, 6, 3]), 10) == [[0, 2], [1]]
 
 
 @given(LENGTHS, st.booleans())
