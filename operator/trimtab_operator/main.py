@@ -72,9 +72,7 @@ class Process:
         runtime = Runtime(kube, self.feed, controllers, SETTINGS, companions=companions, metrics=metrics)
         self.runtime = runtime
         await self._stack.enter_async_context(
-            serve(
-                SETTINGS.metrics_port, metrics, unhealthy=runtime.unhealthy, ready=lambda: runtime.synced
-            )
+            serve(SETTINGS.metrics_port, metrics, unhealthy=runtime.unhealthy, ready=lambda: runtime.synced)
         )
         self._stack.push_async_callback(runtime.stop)
         await runtime.start()
@@ -102,7 +100,10 @@ async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
     for kind in CHILDREN:
         group, _sep, version = kind.api_version.rpartition("/")
         settings.watching.label_selectors[group, version, kind.plural] = selector
-    await PROCESS.start()
+    try:
+        await PROCESS.start()
+    except (OSError, credentials.CredentialsError) as error:
+        raise kopf.PermanentError(f"the operator can't start: {error}") from error
 
 
 @kopf.on.login()

@@ -7,6 +7,7 @@ import ssl
 from typing import Any
 
 IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
+KUBECONFIG = "~/.kube/config"
 
 
 class CredentialsError(Exception):
@@ -72,7 +73,10 @@ async def _configuration() -> Any:
             )
         else:
             await config.load_kube_config(  # type: ignore[no-untyped-call]
-                client_configuration=configuration, persist_config=False
+                # Given here, since the library reads the variable when it is imported and never again.
+                config_file=os.environ.get("KUBECONFIG", KUBECONFIG),
+                client_configuration=configuration,
+                persist_config=False,
             )
     except (config.ConfigException, OSError, KeyError, ValueError) as error:
         raise CredentialsError(

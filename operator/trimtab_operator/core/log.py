@@ -45,3 +45,4 @@ def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    logging.getLogger("kopf.objects").setLevel(max(level, logging.WARNING))  # one line for each event, else

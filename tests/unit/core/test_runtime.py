@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.core.toys import SETTINGS, World, world
 
 from trimtab_operator.core.errors import Conflict, Forbidden, Invalid, KubeError, Unavailable
-from trimtab_operator.core.kube import CONFIGMAP, EVENT, FINETUNEJOB, JOB, Ref
+from trimtab_operator.core.kube import CONFIGMAP, EVENT, FINETUNEJOB, JOB, Change, Ref
 from trimtab_operator.core.runtime import Runtime
 
 QUIET_SECONDS = 0.15
@@ -213,6 +213,28 @@ async def test_no_job_is_made_for_an_owner_that_has_changed(here: World, change:
         assert (stored is None) == (change == "deleted")
 
 
+async def test_no_status_is_written_of_what_has_changed(here: World) -> None:
+    """The user's change comes between plan and status, and no event tells of it."""
+    owner = await here.submit()
+    seen = []
+
+    def meddle(verb: str, ref: Ref) -> None:
+        if verb == "apply_status" and not here.feed.deaf:
+            here.feed.deaf = True
+            here.local.merge(owner, {"spec": {"suspend": True}})
+
+    def look(verb: str, ref: Ref) -> None:
+        if verb == "apply_status":
+            job = here.job() or {}
+            seen.append((job["metadata"]["generation"], job["status"]["observedGeneration"]))
+
+    here.kube.before, here.kube.after = meddle, look
+    async with here.operator():
+        await until(lambda: here.status().get("reason") == "1+0")
+        await until_quiet(here)
+    assert set(seen) == {(2, 2)}
+
+
 async def test_one_bad_object_does_not_stop_the_others(here: World) -> None:
     await here.submit("poison")
     await here.submit()
@@ -279,3 +301,25 @@ async def test_metrics_have_their_names(here: World) -> None:
     assert {s.labels["phase"]: s.value for s in families[prefix + "jobs"].samples} == {"Running": 1}
     stored = {s.labels["kind"]: s.value for s in families[prefix + "store_objects"].samples}
     assert (stored["FineTuneJob"], stored["ConfigMap"], stored["Job"]) == (1, 1, 1)
+
+
+async def test_own_writes_are_read_without_any_event(here: World) -> None:
+    await here.submit()
+    here.feed.deaf = True
+    async with here.operator():
+        await until(lambda: done(here))
+
+
+async def test_what_took_the_place_of_a_child_is_not_overwritten(here: World) -> None:
+    """The store still shows our child; only the uid tells that another has its name."""
+    await here.submit()
+    async with here.operator() as runtime:
+        await until(lambda: done(here))
+        await until_quiet(here)
+        here.feed.deaf = True
+        await here.local.delete(CONFIGMAP, "default", "job-config")
+        foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "job-config", "namespace": "default"}}
+        made = await here.local.create({**foreign, "data": {"mine": "yes"}}, manager="someone")
+        runtime.deliver(Change.UPSERT, await here.submit(suspend=True))
+        await until_quiet(here)
+        assert here.config() == made

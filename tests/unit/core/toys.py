@@ -13,7 +13,7 @@ from trimtab.local.kube import LocalKube
 from trimtab.local.state import State
 from trimtab_operator.core.actions import Action, Apply, Create, EventNote, EventType, Plan
 from trimtab_operator.core.controller import Reader
-from trimtab_operator.core.kube import CONFIGMAP, FINETUNEJOB, JOB, Change, Feed, Kind, Kube, Object, Ref, Sink, ref_of
+from trimtab_operator.core.kube import CONFIGMAP, FINETUNEJOB, JOB, Feed, Kind, Kube, Object, Ref, Sink, ref_of
 from trimtab_operator.core.names import LABEL_MANAGED_BY, MANAGED_BY
 from trimtab_operator.core.refusals import Refusal
 from trimtab_operator.core.runtime import Runtime
@@ -51,7 +51,8 @@ class Toy:
             reason = f"{observation.refusal.reason} {observation.refusal.target.name}: {observation.refusal.message}"[
                 :128
             ]
-        status = {**obj.get("status", {}), "phase": "Running", "reason": reason}
+        generation = obj["metadata"]["generation"]
+        status = {**obj.get("status", {}), "phase": "Running", "reason": reason, "observedGeneration": generation}
         notes = () if running else (EventNote(EventType.NORMAL, "Started", "the toy has started"),)
         return Plan(tuple(actions), status, notes)
 
@@ -187,7 +188,3 @@ def world(folder: Path) -> World:
     """A new, empty one."""
     local = LocalKube(State(folder / "state.db"), lambda: "127.0.0.2")
     return World(local, Faulty(local), Deaf(local))
-
-
-def heard(change: Change, obj: Object) -> None:
-    """A sink that does nothing."""
