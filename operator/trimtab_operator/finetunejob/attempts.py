@@ -25,6 +25,7 @@ FIRST_DELAY = 10.0
 LONGEST_DELAY = 300.0
 FREE_DELAY = 1.0
 """Seconds before an attempt that follows a preemption; none may loop hotly."""
+_TOLD_TO_STOP = (ExitCode.PREEMPTED, 128 + 15)
 EVIDENCE_SECONDS = 30.0
 """How long a finished Job waits for its pods' last words: Jobs and pods come by different watches."""
 
@@ -249,9 +250,9 @@ def _is_final(pod: PodView) -> bool:
 
 
 def _order(pod: PodView) -> tuple[str, int, int]:
-    """The first to end is the cause; in one second, a signal comes before an error, and both before a preemption."""
+    """The first to end is the cause; in one second: a signal, then an error, then who was told to stop."""
     code = pod.ended.exit_code if pod.ended else 0
-    rank = 2 if code == ExitCode.PREEMPTED else 0 if code > 128 and code != 143 else 1
+    rank = 2 if code in _TOLD_TO_STOP else 0 if code > 128 else 1
     return (pod.ended.finished_at if pod.ended else "", rank, pod.index)
 
 

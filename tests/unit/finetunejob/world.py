@@ -232,7 +232,7 @@ class World:
             return
         if code != 0:
             for other in [p for p in self.pods() if uid in _controllers(p) and p["status"]["phase"] == "Running"]:
-                self.remove(other)
+                other["metadata"]["deletionTimestamp"] = timestamp(self.now)
             self._conclude(job, "Failed", "BackoffLimitExceeded")
         elif all(p["status"]["phase"] == "Succeeded" for p in self.pods() if uid in _controllers(p)):
             self._conclude(job, "Complete", "CompletionsReached")
