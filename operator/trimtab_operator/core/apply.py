@@ -8,9 +8,9 @@ import json
 from trimtab_operator.core.actions import Action, Apply, Create, Delete
 from trimtab_operator.core.contains import contains
 from trimtab_operator.core.errors import AlreadyExists
-from trimtab_operator.core.kube import JOB, Change, Kube, Object, Ref, Sink, kind_of, ref_of
+from trimtab_operator.core.kube import JOB, KINDS, Change, Kube, Object, Ref, Sink, kind_of, ref_of
 from trimtab_operator.core.names import ANNOTATION_HASH
-from trimtab_operator.core.store import Store, controller_of, uid_of
+from trimtab_operator.core.store import Store, controller_of, deleted_after, uid_of, version_of
 
 NAME_TAKEN = "NameTaken"
 
@@ -38,12 +38,19 @@ async def check_owner(kube: Kube, deliver: Sink, owner: Object) -> None:
         StaleView: It is not; the live one has been delivered.
         KubeError: The API server did not answer.
     """
-    ref = ref_of(owner)
-    live = await kube.get(kind_of(owner), ref.namespace, ref.name)
-    if live is not None and _version(live) == _version(owner) and uid_of(live) == uid_of(owner):
-        return
-    deliver(*((Change.UPSERT, live) if live is not None else (Change.DELETE, owner)))
-    raise StaleView(f"{ref.kind} {ref.namespace}/{ref.name} has changed since it was planned for")
+    live = await refresh(ref_of(owner), owner, kube, deliver)
+    if live is None or version_of(live) != version_of(owner) or uid_of(live) != uid_of(owner):
+        raise StaleView("the owner has changed since it was planned for")
+
+
+async def refresh(ref: Ref, known: Object | None, kube: Kube, deliver: Sink) -> Object | None:
+    """Read what is live, deliver how it differs from what is known, and return it."""
+    live = await kube.get(KINDS[ref.kind], ref.namespace, ref.name)
+    if known is not None and (live is None or uid_of(live) != uid_of(known)):
+        deliver(Change.DELETE, deleted_after(known))
+    if live is not None:
+        deliver(Change.UPSERT, live)
+    return live
 
 
 def irreversible(action: Action) -> bool:
@@ -110,7 +117,7 @@ async def _apply(obj: Object, manager: str, kube: Kube, store: Store, deliver: S
         metadata["uid"] = uid_of(live)  # never make a new one where the plan saw this one
     written = await kube.apply({**obj, "metadata": metadata}, manager=manager)
     deliver(Change.UPSERT, written)
-    return live is None or _version(written) != _version(live)
+    return live is None or version_of(written) != version_of(live)
 
 
 async def _live(obj: Object, kube: Kube) -> Object | None:
@@ -128,7 +135,3 @@ def _check_ours(live: Object, desired: Object) -> None:
 def _owner_text(live: Object) -> str:
     owner = controller_of(live)
     return f"{owner['kind']} {owner['name']}" if owner else "nobody that Trimtab knows"
-
-
-def _version(obj: Object) -> str:
-    return str(obj["metadata"]["resourceVersion"])

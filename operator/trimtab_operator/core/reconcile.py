@@ -18,12 +18,13 @@ from trimtab_operator.core.apply import (
     carry_out,
     check_owner,
     irreversible,
+    refresh,
     target_of,
 )
 from trimtab_operator.core.controller import Controller
-from trimtab_operator.core.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable
+from trimtab_operator.core.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError, NotFound
 from trimtab_operator.core.events import EventRecorder
-from trimtab_operator.core.kube import Change, Kube, Object, Ref, Sink
+from trimtab_operator.core.kube import Change, Kube, Object, Ref, Sink, ref_of
 from trimtab_operator.core.names import MANAGER_STATUS
 from trimtab_operator.core.refusals import Refusal
 from trimtab_operator.core.settings import Settings
@@ -84,10 +85,9 @@ async def reconcile(controller: AnyController, ref: Ref, env: Environment) -> Ou
         return Outcome(Result.GONE)
     try:
         return await _reconcile(controller, ref, owner, env)
-    except (StaleView, Conflict, NotFound, AlreadyExists) as error:
-        # The store is behind: what is live now decides, and the next plan sees it.
+    except StaleView as error:
         log.debug("planned for a stale view", reason=str(error))
-        return await _refresh(controller, ref, owner, env)
+        return Outcome(Result.STALE)
     except KubeError as error:
         log.warning("the API server is unavailable", reason=str(error))
         return Outcome(Result.UNAVAILABLE, retry_after=error.retry_after)
@@ -133,6 +133,8 @@ async def _act(plan: Plan, owner: Object, env: Environment) -> tuple[bool, Refus
             return written, Refusal(error.target, NAME_TAKEN, str(error))
         except (Invalid, Forbidden) as error:
             return written, Refusal(target_of(action), error.reason, error.message)
+        except (Conflict, NotFound, AlreadyExists) as error:
+            raise await _current(target_of(action), error, env) from error
     for note in plan.notes if written else ():
         log.info(note)
     return written, None
@@ -144,19 +146,16 @@ async def _write_status(plan: Plan, owner: Object, env: Environment) -> bool:
         return False
     metadata = {key: owner["metadata"][key] for key in ("name", "namespace", "resourceVersion")}
     body = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "metadata": metadata, "status": plan.status}
-    env.deliver(Change.UPSERT, await env.kube.apply_status(body, manager=MANAGER_STATUS))
+    try:
+        written = await env.kube.apply_status(body, manager=MANAGER_STATUS)
+    except (Conflict, NotFound) as error:
+        raise await _current(ref_of(owner), error, env) from error
+    env.deliver(Change.UPSERT, written)
     env.events.emit(owner, plan.events)
     return True
 
 
-async def _refresh(controller: AnyController, ref: Ref, owner: Object, env: Environment) -> Outcome:
-    """Put the live owner into the store in place of waiting for its event."""
-    try:
-        live = await env.kube.get(controller.kind, ref.namespace, ref.name)
-    except Unavailable as error:
-        return Outcome(Result.UNAVAILABLE, retry_after=error.retry_after)
-    except KubeError as error:
-        log.warning("owner not read", reason=str(error))
-        return Outcome(Result.UNAVAILABLE)
-    env.deliver(*((Change.UPSERT, live) if live is not None else (Change.DELETE, owner)))
-    return Outcome(Result.STALE)
+async def _current(ref: Ref, error: KubeError, env: Environment) -> StaleView:
+    """The store is behind where a write met something else: put in what is live, so that the next plan sees it."""
+    await refresh(ref, env.store.find(ref), env.kube, env.deliver)
+    return StaleView(str(error))

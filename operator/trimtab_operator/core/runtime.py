@@ -25,6 +25,7 @@ from trimtab_operator.core.workqueue import QueueClosed, WorkQueue
 
 WATCHED = (*OWNERS, *CHILDREN, CLAIM)
 _WATCHED_NAMES = frozenset(kind.kind for kind in WATCHED)
+_LABELLED_NAMES = frozenset(kind.kind for kind in CHILDREN)
 CHILD_LABELS = {LABEL_MANAGED_BY: MANAGED_BY}
 """What children are listed and watched by."""
 FIRST_RESYNC_SECONDS = 30.0
@@ -113,9 +114,14 @@ class Runtime:
         await asyncio.gather(*self._workers, *self._tasks, return_exceptions=True)
 
     def deliver(self, change: Change, obj: Object) -> None:
-        """Take an event, or what a write returned: a `Sink`. Kinds that are not watched are ignored."""
+        """Take an event, or what a write returned: a `Sink`.
+
+        Kinds that are not watched are ignored. A child without our label counts as gone, as for a watch by label.
+        """
         if obj["kind"] not in _WATCHED_NAMES:
             return
+        if obj["kind"] in _LABELLED_NAMES and not CHILD_LABELS.items() <= obj["metadata"].get("labels", {}).items():
+            change = Change.DELETE
         self._heard[obj["kind"]] = self._loop.time()
         wakes = self._concerned(obj)
         changed = self.store.upsert(obj) if change is Change.UPSERT else self.store.remove(obj)

@@ -124,9 +124,7 @@ class Store:
         for uid, (ref, _) in before.items():
             stored = self.find(ref)
             if uid not in present and stored is not None and uid_of(stored) == uid:
-                # The deletion's version is not known, only that it comes after the last one seen.
-                version = str(version_of(stored) + 1)
-                deleted.append({**stored, "metadata": {**stored["metadata"], "resourceVersion": version}})
+                deleted.append(deleted_after(stored))
         changed = []
         for obj in listed:
             stored = self.find(ref_of(obj))
@@ -170,6 +168,11 @@ def uid_of(obj: Object) -> str:
 def version_of(obj: Object) -> int:
     """The object's resource version: within one kind a larger one is newer."""
     return int(obj["metadata"]["resourceVersion"])
+
+
+def deleted_after(obj: Object) -> Object:
+    """A stored object as its deletion's event would show it: of that version is known only that it comes later."""
+    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(version_of(obj) + 1)}}
 
 
 def controller_of(obj: Object) -> Object | None:
