@@ -11,11 +11,13 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -133,7 +135,10 @@ class ControlPlane:
 
     def start_kwok(self, *stages: Path) -> None:
         """Starts KWOK with these Stage files (`STAGES` without any), in place of a KWOK that runs."""
-        self._kill("kwok")
+        if "kwok" in self._components:
+            self._kill("kwok")
+            # The next one would wait until the leases of this one are over.
+            self.kubectl("delete", "leases", "--all", "--namespace=kube-node-lease")
         files = [f"--config={file}" for file in stages or STAGES]
         self._start(
             "kwok",
@@ -144,6 +149,15 @@ class ControlPlane:
             cidr="10.244.0.0/16",
             node_lease_duration_seconds=40,  # off without it, and nodes turn NotReady after 50 s
         )
+
+    @contextmanager
+    def frozen_nodes(self) -> Iterator[None]:
+        """KWOK stands still meanwhile, so that no pod changes; shorter than a node's lease of 40 s."""
+        self._components["kwok"].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._components["kwok"].send_signal(signal.SIGCONT)
 
     def add_nodes(self, count: int, *, gpus: int = 8, prefix: str = "node") -> list[str]:
         """Creates fake nodes named PREFIX-0, …, waits until they are Ready, and returns their names."""

@@ -1,12 +1,28 @@
 """The control plane that the tests of this tier share: one for each test process."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from tests.controlplane.cluster import ControlPlane
+from tests.controlplane.crds import install_crds
+from tests.controlplane.jobs import Space
+from tests.controlplane.operator import Operator
 from tests.kubernetes.build import binaries
+
+LOG_TAIL_LINES = 40
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows the end of the operator's log."""
+    report = yield
+    operator = getattr(item, "funcargs", {}).get("operator")
+    if report.failed and isinstance(operator, Operator):
+        tail = operator.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        report.sections.append((f"the end of {operator.log}", "\n".join(tail)))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +55,20 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     control_plane.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=60s")
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def space(control_plane: ControlPlane, namespace: str) -> Iterator[Space]:
+    """The namespace of one test, where the quickstart's claim is bound."""
+    space = Space(control_plane, namespace)
+    space.provide_claim()
+    yield space
+    control_plane.kubectl("delete", "persistentvolume", f"{namespace}-quickstart", "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def operator(control_plane: ControlPlane) -> Iterator[Operator]:
+    """The operator, with the CRDs installed, for the tests of one module."""
+    install_crds(control_plane)
+    with Operator(control_plane) as running:
+        yield running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -44,6 +45,10 @@ class Component:
         """Raises `ClusterError` with the cause and the tail of the log."""
         tail = self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         raise ClusterError("\n".join([f"{self._name}: {cause}; the end of {self._log}:", *tail]))
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends a signal and does not wait."""
+        self._process.send_signal(number)
 
     def terminate(self, seconds: float = 60) -> int:
         """Asks the process to end and returns its exit status; one that does not end in time is killed and fails."""
