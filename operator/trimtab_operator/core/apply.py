@@ -72,6 +72,8 @@ async def carry_out(action: Action, kube: Kube, store: Store, deliver: Sink) -> 
             return await _apply(obj, manager, kube, store, deliver)
         case Delete(kind=kind, namespace=namespace, name=name, uid=uid):
             await kube.delete(kind, namespace, name, uid=uid)
+            target = Ref(kind.kind, namespace, name)
+            await refresh(target, store.find(target), kube, deliver)  # gone at once, or on its way
             return True
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.unit.core.toys import SETTINGS, World, world
+from tests.unit.core.toys import JOB_SPEC, SETTINGS, World, world
 
 from trimtab_operator.core.errors import Conflict, Forbidden, Invalid, KubeError, Unavailable
 from trimtab_operator.core.kube import CONFIGMAP, EVENT, FINETUNEJOB, JOB, Change, Ref
@@ -103,6 +103,34 @@ async def test_what_belongs_to_another_is_left_alone(here: World) -> None:
         assert here.local.find(JOB, "default", "job-job") is None  # nothing after the refused step
         await here.local.delete(CONFIGMAP, "default", "job-config")
         await until(lambda: done(here))
+
+
+async def test_a_job_of_another_is_no_attempt_of_ours(here: World) -> None:
+    metadata = {"name": "job-job", "namespace": "default"}
+    foreign = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": JOB_SPEC}
+    made = await here.local.create(foreign, manager="someone")
+    await here.submit()
+    async with here.operator():
+        await until(lambda: here.status().get("reason", "").startswith("NameTaken job-job"))
+        assert here.local.find(JOB, "default", "job-job") == made
+
+
+async def test_a_job_whose_creation_got_no_answer_is_found(here: World) -> None:
+    """No event tells of it either: the name is taken, by us."""
+    lost = False
+
+    def lose(verb: str, ref: Ref) -> None:
+        nonlocal lost
+        if verb == "create" and ref.kind == JOB.kind and not lost:
+            lost = True
+            raise Unavailable(0, "TimeoutError", "no answer")
+
+    here.kube.after = lose
+    await here.submit()
+    here.feed.deaf = True
+    async with here.operator():
+        await until(lambda: lost and done(here))
+    assert len(here.local.select(JOB)) == 1
 
 
 @pytest.mark.parametrize("error", [Invalid(422, "Invalid", "spec.x is wrong"), Forbidden(403, "Forbidden", "quota")])
