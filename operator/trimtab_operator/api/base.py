@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 GROUP = "trimtab.dev"
@@ -16,6 +16,23 @@ class ApiModel(BaseModel):
     """A part of a custom resource. Unknown keys are ignored: the API server has pruned or refused them already."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+Model = TypeVar("Model", bound=ApiModel)
+
+
+def parsed(model: type[Model], obj: dict[str, Any] | None) -> Model | None:
+    """An object of someone else's as a model; None where it is absent or does not fit."""
+    try:
+        return None if obj is None else model.model_validate(obj)
+    except ValidationError:
+        return None
+
+
+def complaint(error: ValidationError) -> str:
+    """The first fault of an object, with its path."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
+from trimtab_operator.api.reasons import Reason
 from trimtab_operator.core.podtemplate import claim_of, is_object_name
 from trimtab_operator.core.quantity import number
-from trimtab_operator.core.reasons import Reason
 from trimtab_operator.core.settings import Settings
-from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.merge import Effective, accelerators
 from trimtab_operator.finetunejob.observe import Observation, source_of, uris_of
 

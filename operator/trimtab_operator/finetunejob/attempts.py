@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.status import Failure, Failures, PrepareStatus, StageStatus
 from trimtab_operator.core.pods import PodView
 from trimtab_operator.core.reports import clean, failure_report
-from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.observe import JobView
 from trimtab_trainer.config import ExitCode
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from trimtab_operator.api.base import parsed
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.core.actions import Plan
 from trimtab_operator.core.controller import Reader
@@ -27,7 +28,9 @@ class FineTuneJobController:
     def observe(self, reader: Reader, obj: Object) -> Observation:
         """Read the store, and note what this job waits for and whom to ask for its progress."""
         owner = ref_of(obj)
-        job = FineTuneJob.model_validate(obj)
+        job = parsed(FineTuneJob, obj)
+        if job is None:  # the plan says what is wrong
+            return Observation()
         self._interests.note(owner, () if job.status.completion_time else foreign(job, owner.namespace))
         seen = observe(reader, obj, job)
         self.board.watch(owner, targets(job, seen))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trimtab_operator.api import finetunejob_reasons as reasons
+from trimtab_operator.api.reasons import Reason
 from trimtab_operator.api.status import Failures, FineTuneJobStatus, JobPhase, PrepareStatus, StagePhase, StageStatus
 from trimtab_operator.core.actions import EventNote, EventType
-from trimtab_operator.core.reasons import Reason
-from trimtab_operator.finetunejob import reasons
 
 
 def transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> tuple[EventNote, ...]:

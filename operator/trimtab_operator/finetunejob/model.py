@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.status import ArtifactStatus, JobPhase
-from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.acceptance import Verdict
 from trimtab_operator.finetunejob.observe import source_of
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from trimtab_operator.api.base import parsed
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.modelendpoint import ModelEndpoint
 from trimtab_operator.core.controller import Reader
@@ -171,8 +172,8 @@ def observe(reader: Reader, obj: Object, job: FineTuneJob) -> Observation:
             for claim in sorted(claims_of(job))
             if (found := reader.get(CLAIM, namespace, claim)) is not None
         },
-        endpoint=ModelEndpoint.model_validate(endpoint) if endpoint else None,
-        source=FineTuneJob.model_validate(other) if other else None,
+        endpoint=parsed(ModelEndpoint, endpoint),
+        source=parsed(FineTuneJob, other),
         refusal=reader.refusal(ref_of(obj)),
     )
 

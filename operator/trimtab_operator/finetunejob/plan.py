@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from pydantic import ValidationError
+
+from trimtab_operator.api import finetunejob_reasons as reasons
+from trimtab_operator.api.base import complaint
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.status import FineTuneJobStatus, Images, JobPhase, StagePhase
 from trimtab_operator.core.actions import Action, Delete, Plan
 from trimtab_operator.core.kube import FINETUNEJOB, Object
 from trimtab_operator.core.reports import clean
 from trimtab_operator.core.settings import Settings
-from trimtab_operator.finetunejob import deadlines, reasons
+from trimtab_operator.finetunejob import deadlines
 from trimtab_operator.finetunejob.acceptance import Question, Verdict, verdict
 from trimtab_operator.finetunejob.attempts import State
 from trimtab_operator.finetunejob.events import transitions
@@ -23,6 +27,8 @@ from trimtab_operator.finetunejob.status import Because, Findings, build
 from trimtab_operator.finetunejob.ttl import expires_in
 from trimtab_operator.finetunejob.walk import Role, Situation, Walked, begin, removal, soonest, walk
 from trimtab_trainer.config import CONTRACT_VERSION
+
+_ENDED = (JobPhase.SUCCEEDED, JobPhase.FAILED)
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,12 @@ class Setting:
 
 def plan(obj: Object, seen: Observation, settings: Settings, now: datetime) -> Plan:
     """The next actions and the whole status."""
-    job = FineTuneJob.model_validate(obj)
+    try:
+        job = FineTuneJob.model_validate(obj)
+    except ValidationError as error:
+        return _unreadable(obj, error, now)
     setting = Setting(obj, job, seen, settings, now)
-    if job.status.phase in (JobPhase.SUCCEEDED, JobPhase.FAILED):
+    if job.status.phase in _ENDED:
         return _after_end(setting)
     try:
         stages = effective(job.spec)
@@ -66,6 +75,29 @@ def plan(obj: Object, seen: Observation, settings: Settings, now: datetime) -> P
     return _after_walk(setting, walked, images, hold)
 
 
+def _unreadable(obj: Object, error: ValidationError, now: datetime) -> Plan:
+    """The schema let pass what the models refuse; what runs already goes on."""
+    old = FineTuneJobStatus.model_validate(obj.get("status") or {})
+    if old.phase in _ENDED:
+        return Plan()
+    because = Because(reasons.INVALID_SPEC.name, clean(complaint(error), 4096))
+    found = Findings(
+        generation=obj["metadata"].get("generation", 0),
+        images=old.images,
+        model=old.model,
+        prepare=old.prepare,
+        stages=tuple(old.stages),
+        endpoint=old.endpoint,
+        clock=deadlines.Clock(old.active_seconds, old.active_since),
+        now=because,
+        phase=old.phase if old.images else JobPhase.FAILED,
+        moving=False,
+        rejected=because,
+    )
+    status = build(old, found, now)
+    return Plan(status=status, events=transitions(old, FineTuneJobStatus.model_validate(status)))
+
+
 def _after_walk(setting: Setting, walked: Walked, images: Images, hold: Verdict | None) -> Plan:
     job, now = setting.job, setting.now
     left = deadlines.remaining(job.status, job.spec.active_deadline_seconds, now)
@@ -85,7 +117,7 @@ def _after_walk(setting: Setting, walked: Walked, images: Images, hold: Verdict 
     status = build(job.status, found, now)
     actions = walked.actions if rollout is None else rollout.actions
     requeue = soonest((left, *(role.requeue for role in walked.roles)))
-    if phase in (JobPhase.SUCCEEDED, JobPhase.FAILED):
+    if phase in _ENDED:
         actions, requeue = (), None
     return _plan(setting, status, requeue, actions)
 
@@ -160,7 +192,7 @@ def _findings(
     rollout: RolloutStep | None = None,
 ) -> Findings:
     job = setting.job
-    terminal = phase in (JobPhase.SUCCEEDED, JobPhase.FAILED)
+    terminal = phase in _ENDED
     active = not terminal and any(role.active for role in walked.roles)
     stages = walked.stages
     if phase is JobPhase.FAILED:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.core.reports import clean
-from trimtab_operator.finetunejob import reasons
 from trimtab_trainer.config import REPORT, FailureReport, PrepareReport, TrainReport
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.modelendpoint import ModelEndpoint
+from trimtab_operator.api.reasons import Reason
 from trimtab_operator.api.status import ArtifactStatus, EndpointStatus
 from trimtab_operator.core.actions import Action, Apply, Create
 from trimtab_operator.core.kube import Object
 from trimtab_operator.core.names import MANAGER_ROLLOUT
-from trimtab_operator.core.reasons import Reason
-from trimtab_operator.finetunejob import manifests, reasons
+from trimtab_operator.finetunejob import manifests
 
 
 @dataclass(frozen=True)

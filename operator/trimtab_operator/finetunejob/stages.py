@@ -7,6 +7,7 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.status import (
     ArtifactStatus,
     CheckpointStatus,
@@ -21,7 +22,6 @@ from trimtab_operator.core.conditions import timestamp
 from trimtab_operator.core.pods import Stuck
 from trimtab_operator.core.quantity import memory
 from trimtab_operator.core.reports import clean
-from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.attempts import State, Step
 from trimtab_operator.finetunejob.reports import Problem
 from trimtab_trainer.config import Metric, PreparedStage, PrepareReport, Progress, TrainReport

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.status import (
     ArtifactStatus,
     EndpointStatus,
@@ -20,7 +21,6 @@ from trimtab_operator.api.status import (
 from trimtab_operator.core.conditions import set_condition, timestamp
 from trimtab_operator.core.kube import Object
 from trimtab_operator.core.plainjson import compact
-from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.deadlines import Clock
 from trimtab_operator.finetunejob.stages import duration, percent, remaining_seconds
 from trimtab_trainer.config import Progress

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.core.pods import PodView, Stuck, pod_age
-from trimtab_operator.finetunejob import reasons
 from trimtab_operator.finetunejob.observe import JobView
 
 NO_POD_SECONDS = 60.0

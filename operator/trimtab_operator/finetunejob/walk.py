@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.status import ArtifactStatus, Images, PrepareStatus, StagePhase, StageStatus
 from trimtab_operator.core.actions import Action, Apply, Create, Delete
 from trimtab_operator.core.kube import JOB, SERVICE, Object, kind_of
 from trimtab_operator.core.pods import Stuck
 from trimtab_operator.core.settings import Settings
-from trimtab_operator.finetunejob import manifests, reasons
+from trimtab_operator.finetunejob import manifests
 from trimtab_operator.finetunejob.attempts import Record, State, Step, advance
 from trimtab_operator.finetunejob.merge import Effective
 from trimtab_operator.finetunejob.observe import PREPARE, JobView, Observation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from trimtab_operator.api.base import parsed
 from trimtab_operator.api.modelendpoint import ModelEndpoint
 from trimtab_operator.core.actions import Plan
 from trimtab_operator.core.controller import Reader
@@ -26,7 +27,9 @@ class ModelEndpointController:
     def observe(self, reader: Reader, obj: Object) -> Observation:
         """Read the store, and note the job that this endpoint waits for."""
         owner = ref_of(obj)
-        endpoint = ModelEndpoint.model_validate(obj)
+        endpoint = parsed(ModelEndpoint, obj)
+        if endpoint is None:  # the plan says what is wrong
+            return Observation()
         source = source_of(endpoint.spec.model.uri)
         self._interests.note(owner, [Ref(FINETUNEJOB.kind, owner.namespace, source[0])] if source else [])
         return observe(reader, obj, endpoint)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from trimtab_operator.api.base import parsed
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.modelendpoint import ModelEndpoint
 from trimtab_operator.core.controller import Reader
@@ -71,7 +72,7 @@ def observe(reader: Reader, obj: Object, endpoint: ModelEndpoint) -> Observation
         config_maps={c["metadata"]["name"]: c["metadata"]["uid"] for c in reader.owned(CONFIGMAP, uid)},
         cluster_ip=service["spec"].get("clusterIP") if service else None,
         selected=service["spec"].get("selector", {}).get(LABEL_REVISION) if service else None,
-        source=FineTuneJob.model_validate(job) if job else None,
+        source=parsed(FineTuneJob, job),
         refusal=reader.refusal(ref_of(obj)),
     )
 

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from pydantic import ValidationError
+
+from trimtab_operator.api import modelendpoint_reasons as reasons
+from trimtab_operator.api.base import complaint
 from trimtab_operator.api.modelendpoint import EndpointPhase, ModelEndpoint, ModelEndpointStatus, Revision
 from trimtab_operator.core.actions import Action, Apply, Create, Delete, EventNote, EventType, Plan
 from trimtab_operator.core.kube import CONFIGMAP, DEPLOYMENT, Object
+from trimtab_operator.core.reports import clean
 from trimtab_operator.core.settings import Settings
-from trimtab_operator.modelendpoint import manifests, reasons
+from trimtab_operator.modelendpoint import manifests
 from trimtab_operator.modelendpoint.observe import Observation
 from trimtab_operator.modelendpoint.problems import problem
-from trimtab_operator.modelendpoint.status import Findings, build
+from trimtab_operator.modelendpoint.status import Findings, build, unreadable
 from trimtab_operator.modelendpoint.target import Waiting, target
 
 
 def plan(obj: Object, seen: Observation, settings: Settings, now: datetime) -> Plan:
     """The next actions and the whole status."""
-    endpoint = ModelEndpoint.model_validate(obj)
+    try:
+        endpoint = ModelEndpoint.model_validate(obj)
+    except ValidationError as error:
+        return Plan(status=unreadable(obj, clean(complaint(error), 4096), now))
     stable = endpoint.status.stable
     wanted = target(endpoint, seen.source)
     following = None if isinstance(wanted, Waiting) or _same(wanted, stable) else wanted

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab_operator.api import modelendpoint_reasons as reasons
 from trimtab_operator.core.names import LABEL_REVISION
 from trimtab_operator.core.pods import Ended, PodView, Stuck
 from trimtab_operator.core.reports import clean, failure_report
-from trimtab_operator.modelendpoint import reasons
 
 _STOPPED = (0, 143)
 """Exit codes of a server that was told to stop."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from trimtab_operator.api import modelendpoint_reasons as reasons
 from trimtab_operator.api.modelendpoint import (
     EndpointPhase,
     HistoryEntry,
@@ -19,7 +20,6 @@ from trimtab_operator.core.plainjson import compact
 from trimtab_operator.core.pods import Stuck
 from trimtab_operator.core.refusals import Refusal
 from trimtab_operator.core.reports import clean
-from trimtab_operator.modelendpoint import reasons
 from trimtab_operator.modelendpoint.observe import DeploymentView
 from trimtab_operator.modelendpoint.target import Waiting
 
@@ -72,6 +72,16 @@ def build(endpoint: ModelEndpoint, found: Findings, now: datetime) -> Object:
         conditions = set_condition(conditions, kind, value, reason, message, found.generation, now)
     body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {**compact(body), "conditions": conditions}
+
+
+def unreadable(obj: Object, message: str, now: datetime) -> Object:
+    """The status of a spec that the schema let pass and the models refuse; what is served goes on."""
+    old: Object = obj.get("status") or {}
+    generation = obj["metadata"].get("generation", 0)
+    conditions = set_condition(
+        old.get("conditions", []), reasons.PROGRESSING, False, reasons.INVALID_SPEC.name, message, generation, now
+    )
+    return {**old, "observedGeneration": generation, "reason": reasons.INVALID_SPEC.name, "conditions": conditions}
 
 
 def history(endpoint: ModelEndpoint, stable: Revision | None) -> list[HistoryEntry]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from trimtab_operator.api import modelendpoint_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.modelendpoint import ModelEndpoint, Revision
+from trimtab_operator.api.reasons import Reason
 from trimtab_operator.api.status import JobPhase
 from trimtab_operator.core.podtemplate import is_object_name
-from trimtab_operator.core.reasons import Reason
-from trimtab_operator.modelendpoint import reasons
 from trimtab_operator.modelendpoint.observe import source_of
 
 REVISION_LENGTH = 12

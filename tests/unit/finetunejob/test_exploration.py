@@ -195,4 +195,4 @@ def record_of(status: dict[str, Any], role: str) -> dict[str, Any]:
 
 
 TestFaults = Faults.TestCase
-TestFaults.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestFaults.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)

@@ -173,3 +173,13 @@ def test_pods_fit_the_restricted_standard_and_drain() -> None:
     assert pod["terminationGracePeriodSeconds"] == 15 + 30 + 15
     claims = [v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
     assert claims == [{"claimName": "models", "readOnly": True}]
+
+
+def test_spec_that_the_schema_lets_pass_is_said_to_be_wrong() -> None:
+    world = serving("a")
+    world.edit(resources={"limits": {"cpu": -1}})
+    world.settle()
+    progressing = world.condition("Progressing")
+    assert (progressing["status"], progressing["reason"]) == ("False", "InvalidSpec")
+    assert "spec.resources.limits.cpu" in progressing["message"]
+    assert world.condition("Ready")["status"] == "True"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab_operator.core.reasons import Reason
+from trimtab_operator.api.reasons import Reason
 
 ACCEPTED = "Accepted"
 PREPARED = "Prepared"

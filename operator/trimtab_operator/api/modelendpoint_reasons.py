@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab_operator.core.reasons import Reason
+from trimtab_operator.api.reasons import Reason
 
 READY = "Ready"
 PROGRESSING = "Progressing"
@@ -27,6 +27,7 @@ ARTIFACT_FAILED = Reason(
     "ArtifactUnavailable", "The job that `model.uri` names has failed, or has no such stage.", "Name another result."
 )
 BAD_NAME = Reason("BadName", "The claim or path of `model.uri` can't exist.", "Set a valid `spec.model`.")
+INVALID_SPEC = Reason("InvalidSpec", "The spec does not fit this operator's schema.", "Change it as the message says.")
 HEALTHY = Reason("Healthy", "No pod reports a problem.")
 POD_FAILED = Reason("PodFailed", "A pod ended and left no report.", "See its log: kubectl logs POD --previous.")
 
