@@ -91,6 +91,23 @@ def test_a_loss_that_is_not_finite_names_the_records(tmp_path: Path) -> None:
     assert not (run.folder / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
+            "lfm2: records packed into one row see each",
+        ),
+        ({"model_type": "bloom", "n_head": 2, "n_layer": 2}, "bloom: this architecture takes no position_ids"),
+    ],
+)
+def test_an_architecture_that_would_mix_packed_records(tmp_path: Path, model: dict, message: str) -> None:
+    prepared = stages.write_prepared(tmp_path, row_counts=[4], batch=4, model_config={**stages.TINY_LLAMA, **model})
+    run, code = stages.run(tmp_path, stages.stage(prepared, recipe={"global_batch_size": 4}))
+    assert (code, run.report.reason) == (64, "BadConfiguration"), run.output
+    assert message in run.report.message
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     prepared = stages.write_prepared(tmp_path, row_counts=[40], batch=4)
     config = stages.stage(prepared, recipe={"global_batch_size": 4}, checkpoint={"every_steps": 1, "keep": 9})

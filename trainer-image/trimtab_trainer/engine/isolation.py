@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,8 +26,14 @@ def check_isolation(engine: Engine, prepared: PreparedData, stage: str) -> None:
     contaminated rows without a word.
 
     Raises:
-        BadConfiguration: they move, and this stage's rows hold several segments.
+        BadConfiguration: they move, and this stage's rows hold several segments; or the model takes no `position_ids`.
     """
+    model_type = engine.module.config.model_type
+    if "position_ids" not in inspect.signature(engine.module.forward).parameters:
+        raise BadConfiguration(
+            f"{model_type}: this architecture takes no position_ids and can't be trained here; use another one",
+            stage=stage,
+        )
     if prepared.info.type is StageType.SFT and not prepared.info.packing:
         return
     highest = prepared.info.vocabulary_size
@@ -36,7 +44,7 @@ def check_isolation(engine: Engine, prepared: PreparedData, stage: str) -> None:
     moved = float((one - other).abs().max())
     if moved > _TOLERANCE * float(one.abs().max()):
         raise BadConfiguration(
-            f"{engine.module.config.model_type}: records packed into one row see each other in this architecture "
+            f"{model_type}: records packed into one row see each other in this architecture "
             f"(logits move by {moved:.2g}); use another architecture, or sft with packing: false",
             stage=stage,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Metric, StageType, TrainConfig
@@ -87,11 +87,14 @@ def _write_model(
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     model.config.use_cache = True
-    model.generation_config = module.generation_config
+    kept = {key: value for key, value in module.generation_config.to_dict().items() if not key.startswith("_")}
+    model.generation_config = GenerationConfig.from_dict(kept)
     for setting in (model.config, model.generation_config):
         setting.eos_token_id = _end_id(prepared)
         setting.pad_token_id = prepared.info.padding_id
     model.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600, and the server runs as another user
 
 
 def _end_id(prepared: PreparedData) -> int:

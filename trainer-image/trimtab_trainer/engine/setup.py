@@ -7,6 +7,9 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -94,8 +97,9 @@ class Engine:
         self.deepspeed.save_checkpoint(folder, tag="deepspeed", save_latest=False)
 
     def load(self, folder: str) -> None:
-        """Read them; collective."""
-        self.deepspeed.load_checkpoint(folder, tag="deepspeed", load_lr_scheduler_states=False)
+        """Read them; collective. The environment forbids torch to unpickle anything but tensors and these three."""
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            self.deepspeed.load_checkpoint(folder, tag="deepspeed", load_lr_scheduler_states=False)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Every parameter and persistent buffer, whole, on the CPU of rank 0; empty on the others. Collective."""

@@ -77,6 +77,7 @@ def torchrun_environment(
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # DeepSpeed loads its checkpoints as free pickles
     }
     if resume_step is not None:
         added[RESUME_STEP_VARIABLE] = str(resume_step)
