@@ -103,7 +103,8 @@ async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
     try:
         await PROCESS.start()
     except (OSError, credentials.CredentialsError) as error:
-        raise kopf.PermanentError(f"the operator can't start: {error}") from error
+        remedy = "; set TRIMTAB_OPERATOR_METRICS_PORT to a free port" if isinstance(error, OSError) else ""
+        raise kopf.PermanentError(f"the operator can't start: {error}{remedy}") from error
 
 
 @kopf.on.login()

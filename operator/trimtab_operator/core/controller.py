@@ -26,7 +26,10 @@ class Reader(Protocol):
         """Objects of `kind` with this label, by name."""
 
     def refusal(self, ref: Ref) -> Refusal | None:
-        """What the API server refused when this owner's last plan was carried out; None where nothing was."""
+        """What the API server refused when this owner's last plan was carried out; None where nothing was.
+
+        A plan that sees one tells of it in the status, and still asks for the same actions: they are tried again.
+        """
 
 
 class Controller(Protocol, Generic[Observation]):
