@@ -65,7 +65,7 @@ class Plan:
 
     actions: tuple[Action, ...] = ()
     status: Object | None = None
-    """The whole desired status, the schema's defaults filled in, since it is compared as it is; None leaves it alone."""
+    """The whole desired status with the schema's defaults filled in (it is compared as it is); None leaves it alone."""
     events: tuple[EventNote, ...] = ()
     requeue_after: float | None = None
     """Seconds until the clock alone may change the plan; None: only an event does."""
