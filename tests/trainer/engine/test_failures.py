@@ -94,11 +94,8 @@ def test_a_loss_that_is_not_finite_names_the_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
-            "lfm2: records packed into one row see each",
-        ),
-        ({"model_type": "bloom", "n_head": 2, "n_layer": 2}, "bloom: this architecture takes no position_ids"),
+        ({"model_type": "recurrent_gemma"}, "recurrent_gemma: records packed into one row see each other"),
+        ({"model_type": "mamba", "state_size": 8}, "transformers can't build this model with sdpa attention"),
     ],
 )
 def test_an_architecture_that_would_mix_packed_records(tmp_path: Path, model: dict, message: str) -> None:

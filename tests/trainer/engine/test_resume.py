@@ -43,9 +43,14 @@ class Attempt:
         self.code = self.run.finish()
         self.report = self.run.report
         self.rows = self.run.rows()
-        self.orphans = [pid for pid in self.pids.values() if psutil.pid_exists(pid)]
+        self.orphans = [pid for pid in self.pids.values() if is_running(pid)]
         self.logs = {rank: self.run.log(rank) for rank in (0, 1)}
         self.checkpoints = sorted(p.name for p in (self.run.folder / "checkpoints").glob("*"))
+
+
+def is_running(pid: int) -> bool:
+    """A zombie has ended; whoever adopted it has yet to take note."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def configure(root: Path, port: int = 0, **changes: Any) -> TrainConfig:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,14 +24,9 @@ def check_isolation(engine: Engine, prepared: PreparedData, stage: str) -> None:
     contaminated rows without a word.
 
     Raises:
-        BadConfiguration: they move, and this stage's rows hold several segments; or the model takes no `position_ids`.
+        BadConfiguration: they move, and this stage's rows hold several segments.
     """
     model_type = engine.module.config.model_type
-    if "position_ids" not in inspect.signature(engine.module.forward).parameters:
-        raise BadConfiguration(
-            f"{model_type}: this architecture takes no position_ids and can't be trained here; use another one",
-            stage=stage,
-        )
     if prepared.info.type is StageType.SFT and not prepared.info.packing:
         return
     highest = prepared.info.vocabulary_size

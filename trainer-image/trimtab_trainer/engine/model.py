@@ -27,16 +27,14 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
         prepared: its prepared data, which has the configuration for random weights.
         verify: check the artifact's digest (one process a pod does).
     """
-    dtype = DTYPES[config.precision]
-    if config.model is None:
-        model = _random_model(prepared, config.recipe.seed, dtype)
-    else:
-        folder = local_path(config.model.uri)
-        if verify:
-            manifest.verify(folder, config.model.digest)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True, trust_remote_code=False
-        )
+    try:
+        model = _build(config, prepared, verify=verify)
+    except ValueError as error:
+        raise BadConfiguration(
+            f"{prepared.folder / 'model_config.json'}: transformers can't build this model with {ATTENTION} attention, "
+            f"which packing needs: {error}; use another architecture or correct its configuration",
+            stage=config.stage,
+        ) from error
     rows = _embedding(model).shape[0]
     if prepared.info.vocabulary_size > rows:
         raise BadConfiguration(
@@ -47,6 +45,19 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
     if config.recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
+    return model
+
+
+def _build(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> PreTrainedModel:
+    dtype = DTYPES[config.precision]
+    if config.model is None:
+        return _random_model(prepared, config.recipe.seed, dtype)
+    folder = local_path(config.model.uri)
+    if verify:
+        manifest.verify(folder, config.model.digest)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True, trust_remote_code=False
+    )
     return model
 
 
