@@ -22,7 +22,7 @@ from trimtab_operator.finetunejob.events import transitions
 from trimtab_operator.finetunejob.merge import effective
 from trimtab_operator.finetunejob.model import resolve
 from trimtab_operator.finetunejob.observe import Observation
-from trimtab_operator.finetunejob.rollout import RolloutStep, roll_out
+from trimtab_operator.finetunejob.rollout import RolloutStep, roll_out, under_way
 from trimtab_operator.finetunejob.status import Because, Findings, build
 from trimtab_operator.finetunejob.ttl import expires_in
 from trimtab_operator.finetunejob.walk import Role, Situation, Walked, begin, removal, soonest, walk
@@ -112,6 +112,8 @@ def _after_walk(setting: Setting, walked: Walked, images: Images, hold: Verdict 
         artifact = next(s.artifact for s in walked.stages if s.name == job.spec.rollout.from_)
         if artifact is not None and _recorded(job, walked):
             rollout = roll_out(setting.obj, job, artifact, setting.seen.endpoint)
+        else:
+            rollout = under_way(job.spec.rollout.endpoint_name)
     phase, because, moving = _judge(setting, walked, rollout, hold)
     found = _findings(setting, walked, phase, because, images=images, hold=hold, moving=moving, rollout=rollout)
     status = build(job.status, found, now)
@@ -137,9 +139,7 @@ def _judge(
     if refusal is not None:
         target = f"{refusal.target.kind} {refusal.target.name}"
         return phase, Because(refusal.reason, clean(f"{target}: {refusal.message}", 4096)), False
-    if walked.done:
-        if rollout is None:
-            return phase, Because(reasons.ROLLING_OUT.name), True
+    if rollout is not None:
         return phase, Because(rollout.reason.name, rollout.message), rollout.reason is reasons.ROLLING_OUT
     if job.spec.suspend:
         if _idle(setting):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
@@ -38,20 +38,29 @@ def roll_out(obj: Object, job: FineTuneJob, artifact: ArtifactStatus, endpoint: 
         if rollout.create is None:
             return RolloutStep(reasons.ENDPOINT_MISSING, f"there is no ModelEndpoint {name!r}; create it")
         made = manifests.endpoint(obj, rollout, artifact, create=True)
-        return RolloutStep(reasons.ROLLING_OUT, f"creating {name}", actions=(Create(made, MANAGER_ROLLOUT),))
+        return replace(under_way(name), actions=(Create(made, MANAGER_ROLLOUT),))
     uid = obj["metadata"]["uid"]
     source = endpoint.spec.model.source
     named = source is not None and source.job_uid == uid
-    status = EndpointStatus(name=name, url=endpoint.status.url)
-    if is_served(endpoint, uid, artifact.digest, named=named):
+    served = is_served(endpoint, uid, artifact.digest, named=named)
+    if not named and not served and job.status.endpoint is None:
+        changed = manifests.endpoint(obj, rollout, artifact, create=False)
+        return replace(under_way(name), actions=(Apply(changed, MANAGER_ROLLOUT),))
+    if job.status.endpoint is None:
+        return replace(under_way(name), endpoint=EndpointStatus(name=name))
+    if served:
+        status = EndpointStatus(name=name, url=endpoint.status.url)
         return RolloutStep(reasons.IS_ROLLED_OUT, f"{name} serves {artifact.digest}", status, done=True)
-    if named:
-        return _waiting(endpoint, status)
-    if job.status.endpoint is not None:
+    if not named:
         cause = f"{name} was given another model ({endpoint.spec.model.uri}) before this job's was ready"
-        return RolloutStep(reasons.SUPERSEDED, cause, job.status.endpoint, failed=True)
-    changed = manifests.endpoint(obj, rollout, artifact, create=False)
-    return RolloutStep(reasons.ROLLING_OUT, f"updating {name}", actions=(Apply(changed, MANAGER_ROLLOUT),))
+        return RolloutStep(reasons.SUPERSEDED, cause, failed=True)
+    degraded = _holds(endpoint, "Degraded")
+    return under_way(name) if degraded is None else RolloutStep(reasons.ENDPOINT_DEGRADED, f"{name}: {degraded}")
+
+
+def under_way(name: str) -> RolloutStep:
+    """The endpoint is being given the result, or gets ready with it; one message for all of it."""
+    return RolloutStep(reasons.ROLLING_OUT, f"waiting until endpoint {name} is ready with the result")
 
 
 def is_served(endpoint: ModelEndpoint, uid: str, digest: str, *, named: bool) -> bool:
@@ -60,13 +69,6 @@ def is_served(endpoint: ModelEndpoint, uid: str, digest: str, *, named: bool) ->
         return True
     stable = endpoint.status.stable
     return named and stable is not None and stable.digest == digest and _holds(endpoint, "Ready") is not None
-
-
-def _waiting(endpoint: ModelEndpoint, status: EndpointStatus) -> RolloutStep:
-    degraded = _holds(endpoint, "Degraded")
-    if degraded is not None:
-        return RolloutStep(reasons.ENDPOINT_DEGRADED, f"{status.name}: {degraded}", status)
-    return RolloutStep(reasons.ROLLING_OUT, f"waiting until {status.name} is ready with the result", status)
 
 
 def _holds(endpoint: ModelEndpoint, condition: str) -> str | None:

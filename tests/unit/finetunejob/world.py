@@ -87,6 +87,12 @@ class World:
     def pods(self, role: str | None = None) -> list[Object]:
         return [o for o in self.of_kind("Pod") if role is None or _role(o) == role]
 
+    def config(self, role: str) -> dict[str, Any]:
+        """The stage's JSON of the attempt that runs."""
+        (job,) = self.jobs(role)
+        (found,) = (o for o in self.of_kind("ConfigMap") if o["metadata"]["name"] == job["metadata"]["name"])
+        return dict(json.loads(found["data"]["stage.json"]))
+
     def add(self, obj: Object) -> Object:
         made = copy.deepcopy(obj)
         made["metadata"] |= {"uid": f"{next(self._uids):08x}-uid", "creationTimestamp": timestamp(self.now)}
