@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 SHOWN = 3
-ASKED = 300
+ASKED = 240
 """Held-out questions that are measured; at least 200 must be there."""
-LONGEST = 96
+LONGEST = 64
 """Tokens of an answer."""
-AT_ONCE = 16
+AT_ONCE = 32
 END_OF_TURN = "<|end|>"
 LEAST_FALL = 0.5
 """Nats a token by which the loss must fall."""
@@ -46,10 +46,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer; `end` is the token that ended it, None where it ran into the limit."""
+    """A greedy answer; `end` is the token that ended it, None where it ran into the limit.
+
+    `prompt_tokens` is the length of the rendered question: where an answer to it starts.
+    """
 
     text: str
     end: str | None
+    prompt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -92,17 +96,23 @@ class Model:
         choice = reply.choices[0]
         tokens = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
         return Answer(
-            (choice.message.content or "").strip(), tokens[-1].token if choice.finish_reason == "stop" else None
+            (choice.message.content or "").strip(),
+            tokens[-1].token if choice.finish_reason == "stop" else None,
+            reply.usage.prompt_tokens if reply.usage else 0,
         )
 
-    async def loss(self, pair: Pair) -> tuple[float, int]:
-        """Negative log-likelihood of the answer without its end token, in nats, and its number of tokens."""
-        question = {"role": "user", "content": pair.question}
-        start = await self._prompt_tokens(question)
+    async def loss(self, pair: Pair, start: int) -> tuple[float, int]:
+        """Negative log-likelihood of the answer without its end token, in nats, and its number of tokens.
+
+        The answer starts at token `start`.
+        """
         async with self._slots:
             reply = await self._client.chat.completions.create(
                 model=self.name,
-                messages=[question, {"role": "assistant", "content": pair.answer}],  # type: ignore[list-item]
+                messages=[
+                    {"role": "user", "content": pair.question},
+                    {"role": "assistant", "content": pair.answer},
+                ],
                 max_tokens=1,
                 extra_body={"prompt_logprobs": 0, "add_generation_prompt": False},
             )
@@ -112,25 +122,17 @@ class Model:
         text = tokens[: ends[-1]]
         return -sum(token["logprob"] for token in text), len(text)
 
-    async def _prompt_tokens(self, question: dict[str, str]) -> int:
-        async with self._slots:
-            reply = await self._client.chat.completions.create(
-                model=self.name,
-                messages=[question],  # type: ignore[list-item]
-                max_tokens=1,
-            )
-        return reply.usage.prompt_tokens if reply.usage else 0
-
     async def findings(self, pairs: list[Pair]) -> Findings:
         """Ask and score everything. Shuffled: each answer under the question of the pair half the list away."""
         half = len(pairs) // 2
         shuffled = [
             Pair(other.question, pair.answer) for pair, other in zip(pairs, pairs[half:] + pairs[:half], strict=True)
         ]
-        answers, right, wrong = await asyncio.gather(
-            asyncio.gather(*(self.answer(pair.question) for pair in pairs)),
-            asyncio.gather(*(self.loss(pair) for pair in pairs)),
-            asyncio.gather(*(self.loss(pair) for pair in shuffled)),
+        answers = await asyncio.gather(*(self.answer(pair.question) for pair in pairs))
+        starts = {pair.question: answer.prompt_tokens for pair, answer in zip(pairs, answers, strict=True)}
+        right, wrong = await asyncio.gather(
+            asyncio.gather(*(self.loss(pair, starts[pair.question]) for pair in pairs)),
+            asyncio.gather(*(self.loss(pair, starts[pair.question]) for pair in shuffled)),
         )
         return Findings(answers, _per_token(right), _per_token(wrong))
 
