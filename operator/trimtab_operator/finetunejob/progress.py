@@ -63,8 +63,14 @@ class ProgressPoller:
         async with self._slots:
             try:
                 async with session.get(url_of(target.address), allow_redirects=False) as response:
-                    body = await response.content.read(_LONGEST_ANSWER)
-                return Progress.model_validate_json(body) if response.status == 200 else None
+                    if response.status != 200:
+                        return None
+                    body = b""
+                    async for chunk in response.content.iter_chunked(4096):
+                        body += chunk
+                        if len(body) > _LONGEST_ANSWER:
+                            return None
+                return Progress.model_validate_json(body)
             except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ValueError) as error:
                 log.debug("no progress", stage=target.stage, address=target.address, reason=repr(error))
                 return None

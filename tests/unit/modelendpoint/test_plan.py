@@ -2,6 +2,7 @@
 
 import json
 
+import kubernetes_validate
 from tests.unit.modelendpoint.world import World, digest, model
 
 from trimtab_operator.core.kube import Ref
@@ -173,6 +174,10 @@ def test_pods_fit_the_restricted_standard_and_drain() -> None:
     assert pod["terminationGracePeriodSeconds"] == 15 + 30 + 15
     claims = [v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
     assert claims == [{"claimName": "models", "readOnly": True}]
+    for kind, version in (("Deployment", "apps/v1"), ("Service", "v1"), ("ConfigMap", "v1")):
+        for obj in world.of_kind(kind):
+            written = {key: obj[key] for key in obj if key != "status"} | {"apiVersion": version}
+            kubernetes_validate.validate(written, "1.30", strict=True)
 
 
 def test_spec_that_the_schema_lets_pass_is_said_to_be_wrong() -> None:

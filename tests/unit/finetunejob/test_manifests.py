@@ -1,0 +1,145 @@
+"""The objects of an attempt: valid for Kubernetes, restricted, and what the contract with the trainer asks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import kubernetes_validate
+from tests.unit.finetunejob.world import World, spec, stage
+
+from trimtab_operator.core.kube import Ref
+from trimtab_operator.core.settings import Settings
+from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
+
+SECRET = {"secretRef": {"name": "s3"}}
+DEFAULTS = {
+    "resources": {"limits": {"nvidia.com/gpu": 4, "cpu": 10, "memory": "8Gi"}, "sharedMemory": "1Gi"},
+    "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "HF_HUB_OFFLINE", "value": "0"}],
+    "labels": {"team": "blue", "trimtab.dev/job": "forged"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "nodeSelector": {"pool": "gpu"},
+    "runtimeClassName": "nvidia",
+    "imagePullSecrets": [{"name": "registry"}],
+    "train": {"epochs": 3, "learningRate": 1e-4},
+}
+
+
+def world() -> World:
+    made = World(
+        spec(
+            stage("one", pretrain={"data": [{"uri": "pvc://corpus/text", "weight": 2}, {"uri": "s3://b/x", **SECRET}]}),
+            {
+                "name": "two",
+                "from": "one",
+                "sft": {"data": [{"uri": "pvc://models/x.jsonl"}], "validation": {"fraction": 0.1, "everySteps": 5}},
+                "nodes": 2,
+                "train": {"epochs": 1},
+            },
+            defaults=DEFAULTS,
+        ),
+        Settings(trainer_image="trainer@sha256:1"),
+    )
+    made.add_claim("corpus", "ReadOnlyMany")
+    made.settle()
+    return made
+
+
+def pod_of(made: World, role: str) -> dict[str, Any]:
+    (job,) = made.jobs(role)
+    return dict(job["spec"]["template"])
+
+
+def test_every_object_fits_kubernetes_own_schema() -> None:
+    made = world()
+    for role in ("prepare", "one", "two"):
+        made.succeed(role)
+        made.settle()
+    checked = [o for o in made.objects.values() if o["kind"] in ("Job", "Service", "ConfigMap")]
+    assert len(checked) == 3 + 2 + 3
+    for obj in checked:
+        kubernetes_validate.validate({key: obj[key] for key in obj if key != "status"}, "1.30", strict=True)
+        assert len(obj["metadata"]["name"]) <= 63
+
+
+def test_prepare_claims_no_accelerator_and_alone_gets_the_secrets() -> None:
+    made = world()
+    template = pod_of(made, "prepare")
+    container = template["spec"]["containers"][0]
+    assert container["resources"]["limits"] == {"cpu": "10", "memory": "8Gi"}
+    assert "runtimeClassName" not in template["spec"]
+    secrets = [m for m in container["volumeMounts"] if m["mountPath"] == "/var/run/trimtab/secrets/s3"]
+    assert [mount["readOnly"] for mount in secrets] == [True]
+    claims = {m["mountPath"]: m.get("readOnly", False) for m in container["volumeMounts"] if "claim" in m["name"]}
+    assert claims == {"/var/run/trimtab/volumes/corpus": True, "/var/run/trimtab/volumes/models": False}
+    config = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(config, PrepareConfig)
+    assert config.root == "pvc://models/m"
+    first, second = config.stages
+    assert [source.weight for source in first.data] == [2, 1]
+    assert first.data[1].secret_path == "/var/run/trimtab/secrets/s3"
+    assert (first.loss, second.loss, second.from_stage) == ("all", "assistant", "one")
+    assert (first.world_size, second.world_size) == (4, 8)
+    assert (first.recipe.epochs, second.recipe.epochs, second.recipe.learning_rate) == (3, 1, 1e-4)
+    made.succeed("prepare")
+    made.settle()
+    assert "secret" not in json.dumps(pod_of(made, "one"))
+
+
+def test_training_pods_are_restricted_offline_and_find_each_other() -> None:
+    made = world()
+    for role in ("prepare", "one"):
+        made.succeed(role)
+        made.settle()
+    template = pod_of(made, "two")
+    pod, container = template["spec"], template["spec"]["containers"][0]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not {"hostNetwork", "hostPID", "serviceAccountName"} & pod.keys()
+    assert pod["automountServiceAccountToken"] is False
+    assert (pod["restartPolicy"], pod["runtimeClassName"]) == ("Never", "nvidia")
+    env = {e["name"]: e.get("value") for e in container["env"]}
+    assert len(env) == len(container["env"])
+    assert (env["HF_HUB_OFFLINE"], env["NCCL_DEBUG"]) == ("1", "INFO")
+    assert json.loads(env["TRIMTAB_VOLUMES"]) == {"models": "/var/run/trimtab/volumes/models"}
+    (job,) = made.jobs("two")
+    name = job["metadata"]["name"]
+    assert env["TRIMTAB_RENDEZVOUS"] == f"{name}-0.{pod['subdomain']}.team.svc:29500"
+    service = made.objects[Ref("Service", "team", pod["subdomain"])]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert template["metadata"]["labels"]["trimtab.dev/job"] == "job", "labels of ours can't be forged"
+    assert template["metadata"]["labels"]["team"] == "blue"
+    assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (2, 2, 0)
+
+
+def test_stage_json_is_the_contract() -> None:
+    made = world()
+    for role in ("prepare", "one"):
+        made.succeed(role)
+        made.settle()
+    config = STAGE_CONFIG.validate_python(made.config("two"))
+    assert isinstance(config, TrainConfig)
+    uid = made.owner["metadata"]["uid"]
+    assert config.folder == f"pvc://models/m/job-{uid[:8]}/two"
+    assert config.prepared.uri == "pvc://models/m/prepared/" + "a" * 64
+    assert config.model is not None
+    assert config.model.uri == f"pvc://models/m/job-{uid[:8]}/one/model"
+    assert (config.nodes, config.processes_per_node, config.threads) == (2, 4, 2)
+    assert config.validation_every_steps == 5
+    assert config.images == {"trainer": "trainer@sha256:1"}
+
+
+def test_upgrade_of_the_operator_leaves_a_running_jobs_image_alone() -> None:
+    made = world()
+    made.settings = Settings(trainer_image="trainer@sha256:2")
+    made.succeed("prepare")
+    made.settle()
+    assert pod_of(made, "one")["spec"]["containers"][0]["image"] == "trainer@sha256:1"
