@@ -197,7 +197,8 @@ def test_no_step_stands_twice_in_the_metrics(history: list[Attempt], undisturbed
     rows = history[-1].run.rows()
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["attempt"] for row in rows] == sorted(row["attempt"] for row in rows)
-    assert {row["attempt"] for row in rows} == {1, 2, 3, 4}
+    # what the attempts between leave depends on where their signals met the checkpoints
+    assert {1, 4} <= {row["attempt"] for row in rows} <= {1, 2, 3, 4}
     for key in ("loss", "gradientNorm", "tokens", "epoch", "learningRate"):
         assert [row[key] for row in rows] == [row[key] for row in undisturbed.rows()]
     validations = [(row["step"], row["validationLoss"]) for row in undisturbed.all_rows() if "validationLoss" in row]
