@@ -1,13 +1,12 @@
 """The control plane that the tests of this tier share: one for each test process."""
 
-import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.crds import install_crds
-from tests.controlplane.jobs import Space
+from tests.controlplane.jobs import Space, make_namespace
 from tests.controlplane.operator import Operator
 from tests.kubernetes.build import binaries
 
@@ -49,10 +48,7 @@ def control_plane(kubernetes_binaries: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """A namespace for one test; what is in it is deleted afterwards."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    control_plane.kubectl("create", "namespace", name)
-    # Before its service account is there, pods are refused.
-    control_plane.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=60s")
+    name = make_namespace(control_plane)
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
 

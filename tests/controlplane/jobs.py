@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,15 @@ class Space:
     def until_none(self, kind: str, **labels: str) -> None:
         """Waits until there is no such object."""
         until(lambda: not self.items(kind, **labels), f"no {kind} with {labels}")
+
+
+def make_namespace(control_plane: ControlPlane) -> str:
+    """A new namespace in which pods can be created."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    control_plane.kubectl("create", "namespace", name)
+    # Before its service account is there, pods are refused.
+    control_plane.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=60s")
+    return name
 
 
 def read(file: Path, namespace: str) -> list[Object]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ class Proxy:
 
     Attributes:
         failures: How many requests were answered 503.
+        held: Set once a request is held back; may be waited for in another thread.
     """
 
     def __init__(self, server: str, session: aiohttp.ClientSession) -> None:
@@ -28,6 +31,9 @@ class Proxy:
         self._session = session
         self._open: set[asyncio.Task[object]] = set()
         self._failing = False
+        self._awaited: list[re.Pattern[str]] = []
+        self._released = threading.Event()
+        self.held = threading.Event()
         self.failures = 0
 
     @property
@@ -41,12 +47,31 @@ class Proxy:
         for task in list(self._open) if failing else ():
             task.cancel()
 
+    def hold(self, *requests: str) -> None:
+        """After requests that match these patterns have come in this order, hold back the last one until `release`.
+
+        Each pattern matches a method and a path, e.g. `POST /apis/.*/jobs`.
+        """
+        self.held.clear()
+        self._released.clear()
+        self._awaited = [re.compile(pattern) for pattern in requests]
+
+    def release(self) -> None:
+        """Refuse what is held back; it never reaches the API server. May be called in another thread."""
+        self._released.set()
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         if self._failing:
             self.failures += 1
             status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 503}
             return web.json_response(status | {"reason": "ServiceUnavailable", "message": "out for a test"}, status=503)
+        if self._awaited and self._awaited[0].fullmatch(f"{request.method} {request.path}"):
+            self._awaited.pop(0)
+            if not self._awaited:
+                self.held.set()
+                await asyncio.to_thread(self._released.wait)
+                raise web.HTTPServiceUnavailable
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
