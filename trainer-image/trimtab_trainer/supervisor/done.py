@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from trimtab_trainer import manifest
@@ -25,7 +26,9 @@ def find_result(config: TrainConfig, folder: Path) -> TrainReport | None:
     try:
         lineage = Lineage.model_validate(manifest.verify(model).lineage)
     except (CorruptArtifact, InputMissing) as error:
-        aside = model.rename(folder / f"model.corrupt-attempt-{config.attempt}")
+        aside = folder / f"model.corrupt-attempt-{config.attempt}"
+        with suppress(FileNotFoundError):  # each pod of the attempt finds out; the first one moves it
+            model.rename(aside)
         _log.warning("%s; the result is set aside as %s and made again", error.message, aside.name)
         return None
     if not lineage.is_of(config):

@@ -49,13 +49,15 @@ def supervise(config: TrainConfig, config_file: Path) -> tuple[TrainReport | Fai
     folder = local_path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     fence = Fence(folder, config.attempt)
-    if node > 0:
+    if node == 0:
+        fence.take()
+    else:
         fence.check()
-        return _attempt(config, config_file, node, folder, None, None)
-    fence.take()
     if (report := find_result(config, folder)) is not None:
         _log.info("%s: the result is there and verified; nothing to do", folder / "model")
-        return report, ExitCode.DONE
+        return (report if node == 0 else None), ExitCode.DONE
+    if node > 0:
+        return _attempt(config, config_file, node, folder, None, None)
     checkpoints = Checkpoints(folder, fence)
     checkpoints.remove_drafts()
     state = checkpoints.newest_verified(config)
