@@ -128,6 +128,17 @@ def test_rollout_creates_the_endpoint_and_waits_until_it_serves() -> None:
     assert endpoint["spec"]["model"]["uri"] == "pvc://models/newer", "a finished job never writes again"
 
 
+def test_endpoint_is_told_of_a_result_only_once_the_status_has_it() -> None:
+    world = prepared(rollout=ROLLOUT)
+    world.succeed("one")
+    plan = world.plan()
+    assert plan.status is not None
+    assert "artifact" in plan.status["stages"][0]
+    assert plan.actions == ()
+    world.settle()
+    assert world.of_kind("ModelEndpoint")
+
+
 def test_rollout_changes_only_the_model_of_a_living_endpoint() -> None:
     world = prepared(rollout=ROLLOUT)
     endpoint = endpoint_of(world, replicas=5)

@@ -3,8 +3,9 @@
 import json
 
 import kubernetes_validate
-from tests.unit.modelendpoint.world import World, digest, model
+from tests.unit.modelendpoint.world import NOW, World, digest, model
 
+from trimtab_operator.core.actions import Delete
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.refusals import Refusal
 from trimtab_operator.core.settings import ServiceAddress, Settings
@@ -188,3 +189,15 @@ def test_spec_that_the_schema_lets_pass_is_said_to_be_wrong() -> None:
     assert (progressing["status"], progressing["reason"]) == ("False", "InvalidSpec")
     assert "spec.resources.limits.cpu" in progressing["message"]
     assert world.condition("Ready")["status"] == "True"
+
+
+def test_old_pods_stay_while_the_service_still_sends_them_requests() -> None:
+    world = serving("a")
+    world.edit(model=model("b"))
+    world.settle()
+    world.ready("b")
+    while world.status["stable"]["digest"] != digest("b"):
+        world.reconcile()
+    world.of_kind("Service")[0]["spec"]["selector"]["trimtab.dev/revision"] = "a" * 12
+    plan = world.controller.plan(world.owner, world.controller.observe(world, world.owner), world.settings, NOW)
+    assert not any(isinstance(action, Delete) for action in plan.actions)
