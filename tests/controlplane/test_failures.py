@@ -44,6 +44,17 @@ def test_a_final_exit_code_fails_the_job_at_once_and_for_good(operator: Operator
     assert not space.items("jobs", job="quickstart")
 
 
+def test_bad_data_fail_the_job_before_anything_trains(operator: Operator, space: Space) -> None:
+    words = '{"kind":"failure","reason":"BadData","message":"pvc://quickstart/data/pretrain.jsonl:17: no field text"}'
+    # Prepare has the shape of the first stage.
+    space.apply(annotated(space.job(), "pretrain", exit_code="65", termination_message=words))
+    space.wait("Failed")
+    assert condition(space.status(), "Prepared") == ("False", "BadData")
+    assert message(space) == "prepare, attempt 1: pvc://quickstart/data/pretrain.jsonl:17: no field text"
+    (prepare,) = space.items("jobs", job="quickstart")
+    assert prepare["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"] == "prepare"
+
+
 def test_a_killed_pod_is_tried_again_until_its_retries_are_used_up(operator: Operator, space: Space) -> None:
     job = annotated(space.job(), "sft", exit_code="137", reason="OOMKilled")
     job["spec"]["stages"][1]["retries"] = 1

@@ -1,0 +1,81 @@
+"""The operator uses every right that rbac.yaml grants, and asks for no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from tests.controlplane.cluster import HERE, ControlPlane
+from tests.controlplane.jobs import Space, annotated, until
+from tests.controlplane.operator import Operator
+
+READS = {"get", "list", "watch"}
+"""When something is read depends on who was faster; the kinds are the same for each verb."""
+
+Right = tuple[str, str, str]
+"""API group, resource with its subresource, verb."""
+
+
+def test_rights_are_used_and_enough(control_plane: ControlPlane, operator: Operator, space: Space) -> None:
+    space.apply(space.job())
+    space.wait("Complete")
+    first = space.status("mep/quickstart")["stable"]
+
+    # The second job meets the first one's endpoint, is suspended on its way, and expires.
+    second = annotated(space.job(ttlSecondsAfterFinished=5), "sft", duration="1h")
+    second["metadata"]["name"] = "second"
+    space.apply(second)
+    until(lambda: training(space), "the second job trains")
+    suspend(space, "true")
+    until(lambda: not training(space), "it is suspended")
+    suspend(space, "false")
+    (pod,) = until(lambda: training(space), "it trains again")
+    space.kubectl("annotate", "pod", pod, "test.trimtab.dev/duration=0s", "--overwrite")
+    space.wait("Complete", "ftj/second")
+    space.kubectl("wait", "--for=delete", "ftj/second", "--timeout=120s")
+    stable = space.status("mep/quickstart")["stable"]
+    assert stable["digest"] != first["digest"]
+    for kind in ("deployments", "configmaps", "pods"):
+        space.until_none(kind, endpoint="quickstart", revision=first["revision"])
+        assert len(space.items(kind, endpoint="quickstart", revision=stable["revision"])) == 1
+
+    granted = rights()
+    used, refused = asked(control_plane)
+    assert refused == []
+    assert {right for right in granted - used if right[2] not in READS} == set()
+    assert {right[:2] for right in granted if right[2] in READS} == {right[:2] for right in used if right[2] in READS}
+
+
+def training(space: Space) -> list[str]:
+    """The pods of the second job's last stage."""
+    return space.names("pods", job="second", stage="sft")
+
+
+def suspend(space: Space, value: str) -> None:
+    space.kubectl("patch", "ftj", "second", "--type=merge", f'--patch={{"spec": {{"suspend": {value}}}}}')
+
+
+def asked(control_plane: ControlPlane) -> tuple[set[Right], list[str]]:
+    """The rights that the operator used, and the requests that it had none for."""
+    used, refused = set(), []
+    for event in control_plane.audit():
+        if event["user"]["username"] == "operator" and "objectRef" in event:
+            ref = event["objectRef"]
+            resource = "/".join(filter(None, (ref["resource"], ref.get("subresource"))))
+            made = event["verb"] == "patch" and event["responseStatus"]["code"] == 201  # an apply that creates
+            used |= {(ref.get("apiGroup", ""), resource, verb) for verb in [event["verb"], *(["create"] * made)]}
+            if event["annotations"]["authorization.k8s.io/decision"] != "allow":
+                refused.append(f"{event['verb']} {event['requestURI']}")
+    return used, refused
+
+
+def rights() -> set[Right]:
+    """What rbac.yaml grants."""
+    role: dict[str, Any] = next(yaml.safe_load_all((HERE / "rbac.yaml").read_text()))
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
