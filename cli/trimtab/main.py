@@ -17,8 +17,8 @@ import typer
 from trimtab.manifests.load import InvalidManifest
 
 INVALID = 64
-USAGE = 2
 FAILED = 1
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="trimtab",
@@ -186,4 +186,7 @@ def _fail(text: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point of `trimtab` and `kubectl trimtab`."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after a run: in it, the first Ctrl-C is an orderly stop
+        raise SystemExit(INTERRUPTED) from None

@@ -17,7 +17,7 @@ import yaml
 from trimtab.local.get import Absent, get_text
 
 PATIENCE_SECONDS = 240
-STEPS = 120
+STEPS = 600
 TRIMTAB = [sys.executable, "-m", "trimtab"]
 
 
@@ -36,7 +36,7 @@ def manifest(name: str = "tiny", **train: Any) -> dict[str, Any]:
         "name": "base",
         "pretrain": {"data": [{"uri": "pvc://tiny/text.jsonl"}], "maxLength": 64},
         "train": {"epochs": 40, "maxSteps": STEPS, "globalBatchSize": 4, "learningRate": 1e-3, **train},
-        "checkpoint": {"everySteps": 7},
+        "checkpoint": {"everySteps": 7, "keep": 2},
         "precision": "fp32",
     }
     spec = {
@@ -77,12 +77,21 @@ def status(folder: Path) -> dict[str, Any]:
     return dict(json.loads(found).get("status", {}))
 
 
-def until_step(folder: Path, run: subprocess.Popen[str], step: int) -> None:
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The stage's steps so far; a line that is being written is left out."""
+    for metrics in (folder / "work").glob("volumes/default/tiny/models/tiny-*/base/metrics.jsonl"):
+        lines = metrics.read_text().split("\n")[:-1]
+        return [row for row in map(json.loads, lines) if "loss" in row]
+    return []
+
+
+def until_steps(folder: Path, run: subprocess.Popen[str], attempt: int) -> None:
+    """Wait until the attempt has made ten steps."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while status(folder).get("stages", [{}])[0].get("progress", {}).get("step", 0) < step:
+    while sum(row["attempt"] == attempt for row in rows(folder)) < 10:
         assert run.poll() is None, "the run ended too early for this test"
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -100,7 +109,7 @@ def processes_of(folder: Path) -> list[str]:
 
 def test_killed_interrupted_and_taken_up_again(folder: Path) -> None:
     first = start(folder)
-    until_step(folder, first, 10)
+    until_steps(folder, first, 1)
     other = trimtab("local", "run", folder / "tiny.yaml", "--workdir", folder / "work")
     assert other.returncode == 1
     assert f"in use by process {first.pid} since " in other.stderr
@@ -108,7 +117,7 @@ def test_killed_interrupted_and_taken_up_again(folder: Path) -> None:
     first.wait()
 
     second = start(folder)  # its lock is free when the last process of the first is gone
-    until_step(folder, second, 40)
+    until_steps(folder, second, 2)
     second.send_signal(signal.SIGINT)
     _, said = second.communicate(timeout=PATIENCE_SECONDS)
     assert second.returncode == 130, said
@@ -125,11 +134,9 @@ def test_killed_interrupted_and_taken_up_again(folder: Path) -> None:
     assert stage["attempt"] == 3
     assert "failures" not in stage, "a lost machine and an interruption are free"
 
-    (metrics,) = (folder / "work").glob("volumes/default/tiny/models/tiny-*/base/metrics.jsonl")
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    steps = [row["step"] for row in rows if "loss" in row]
+    steps = [row["step"] for row in rows(folder)]
     assert steps == list(range(1, STEPS + 1)), "every step once"
-    assert {row["attempt"] for row in rows} == {1, 2, 3}
+    assert {row["attempt"] for row in rows(folder)} == {1, 2, 3}
 
     again = trimtab("local", "run", folder / "tiny.yaml", "--workdir", folder / "work")
     assert again.returncode == 0
