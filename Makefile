@@ -15,7 +15,7 @@ COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-ur
 OVERRIDE := --override requirements/overrides.txt
 # The images get the versions that the tests ran with.
 TESTED := --constraint requirements/dev.txt
-GENERATED := crds helm/trimtab/templates/crds docs/api.md
+GENERATED := crds helm/trimtab/templates/crds docs/api.md docs/status.md
 
 # The environment is made anew when what defines it changes, the place of the checkout included.
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
@@ -71,6 +71,8 @@ test-trainer: setup ## Test the trainer with real engines and processes
 test-serving: setup ## Test the launcher and the served addresses
 	$(PYTEST) tests/serving
 
+# Real data for the acceptance of the FLAN example, where they lie beside the checkout.
+test-local: export TRIMTAB_FLAN_DATA ?= $(abspath $(wildcard ../shared/data/flan-cot))
 test-local: setup ## Test the whole product as processes on this machine
 	$(PYTEST) tests/local
 
