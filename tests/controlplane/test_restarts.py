@@ -1,5 +1,4 @@
-"""Killed anywhere and started again, the operator leaves what it would have left; where nothing is to do, it writes
-nothing."""
+"""Killed and started again, the operator leaves what it would have left; at rest it writes nothing."""
 
 from __future__ import annotations
 
