@@ -30,7 +30,7 @@ def test_a_bad_record_is_named_by_line(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     expect(
         BadData,
-        r"^line 17 of data\.jsonl: 'messages' is missing; add 'messages' or remove the record$",
+        r"^line 17 of file:\S+/data\.jsonl: 'messages' is missing; add 'messages' or remove the record$",
         tmp_path / "root",
         sft(data.as_uri()),
     )
@@ -43,7 +43,7 @@ def test_five_bad_records_of_a_thousand(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     expect(
         BadData,
-        r"more than maxDropped = 4 records.*raise maxDropped\. line 3 of data\.jsonl: .*line 101 .*line 1000 of",
+        r"more than maxDropped = 4 records.*raise maxDropped\. line 3 of file:\S+/data\.jsonl: .*line 101 .*line 1000 of",
         tmp_path / "root",
         sft(data.as_uri(), onInvalid="drop", maxDropped=4),
     )
@@ -57,7 +57,7 @@ def test_too_long_records(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     root = tmp_path / "root"
     message = (
-        r"line 8 of data\.jsonl: \d+ tokens are more than maxLength = 64; raise maxLength, shorten it, or set onToo"
+        r"line 8 of file:\S+/data\.jsonl: \d+ tokens are more than maxLength = 64; raise maxLength, shorten it, or set onToo"
     )
     expect(BadData, message, root, sft(data.as_uri()))
     truncated = run(root, sft(data.as_uri(), onTooLong="truncate")).stages[0]
@@ -75,7 +75,7 @@ def test_a_data_set_without_labels(tmp_path: Path) -> None:
     root = tmp_path / "root"
     expect(
         BadData,
-        r"line 1 of data\.jsonl: no turn bears loss \(assistant\); add an assistant turn",
+        r"line 1 of file:\S+/data\.jsonl: no turn bears loss \(assistant\); add an assistant turn",
         root,
         sft(data.as_uri()),
     )

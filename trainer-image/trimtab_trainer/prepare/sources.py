@@ -32,6 +32,11 @@ class DataSet:
         """Bytes of all files."""
         return sum(file.path.stat().st_size for file in self.files)
 
+    def place(self, file: DataFile) -> str:
+        """URI of one of the files, for messages; without a query, which can hold a signature."""
+        uri = self.source.uri.partition("?")[0].rstrip("/")
+        return uri if PurePosixPath(uri).name == PurePosixPath(file.name).name else f"{uri}/{file.name}"
+
     def identity(self) -> list[list[str]]:
         """Names and digests: what the data are, wherever they lie."""
         return [[file.name, digest] for file, digest in zip(self.files, self.digests, strict=True)]
@@ -71,11 +76,12 @@ def read_all(sets: Sequence[DataSet], stage: StageType, recognised: Recognised) 
     number = 0
     for i, data in enumerate(sets):
         for file in data.files:
-            known, items = open_records(file, stage)
+            place = data.place(file)
+            known, items = open_records(DataFile(file.path, place), stage)
             recognised.formats[number] = known.name
             for line, record in items:
                 recognised.records[number] += 1
-                yield Place(i, number, file.name, line), record
+                yield Place(i, number, place, line), record
             number += 1
 
 
