@@ -38,7 +38,11 @@ class Follower:
     def failures(self) -> list[str]:
         """Why the run can't end well: failed jobs, endpoints whose pods crash; cause, place and remedy each."""
         jobs = [self._jobs[name] for name in sorted(self._cluster.training)]
-        found = [_words(job, "Failed") for job in jobs if is_true(job, "Failed")]
+        return [_words(job, "Failed") for job in jobs if is_true(job, "Failed")] + self.crashed_endpoints()
+
+    def crashed_endpoints(self) -> list[str]:
+        """Why endpoints can't answer; jobs that wait for them would wait in vain."""
+        found = []
         for namespace, name in sorted(self._cluster.serving):
             obj = self._cluster.kube.find(MODELENDPOINT, namespace, name)
             if obj and is_true(obj, "Degraded") and self._crashed(namespace, name):

@@ -51,7 +51,8 @@ async def run(documents: Sequence[Document], root: Path, command: str | None, di
         }
         code = DONE
         async with cluster.running():
-            await cluster.until_or_interrupted(lambda: follower.jobs_settled() or bool(follower.failures()))
+            # One job's failure is no reason to stop the others.
+            await cluster.until_or_interrupted(lambda: follower.jobs_settled() or bool(follower.crashed_endpoints()))
             await cluster.until_or_interrupted(lambda: follower.ready() or bool(follower.failures()))
             if cluster.interrupted.is_set():
                 display.note("stopping; checkpoints are saved first (Ctrl-C again kills)")
