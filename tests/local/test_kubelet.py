@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -192,12 +193,17 @@ async def test_volumes(local: Node) -> None:
         return status.get("state", {}).get("waiting", {}).get("message")
 
     assert 'configmap "c" not found' in str(await eventually(reason))
-    local.kube.put({**head, "kind": CONFIGMAP.kind, "data": {"file": "from a map"}})
+    stage = {"data": [{"secretPath": "/secrets/s3"}], "template": "see /secrets/s3", "other": "/secretive"}
+    local.kube.put({**head, "kind": CONFIGMAP.kind, "data": {"file": "from a map", "stage.json": json.dumps(stage)}})
     local.kube.put({**head, "kind": SECRET.kind, "data": {"key": "ZnJvbSBhIHNlY3JldA=="}})
     ended = await local.ended("p")
     assert ended["exitCode"] == 0, local.log("p")
     assert local.log("p") == "from a map\nfrom a secret\n"
     assert (local.workdir.claim("default", "models") / "written").read_text() == "x"
+    seen = json.loads((local.workdir.pod("default", "p") / "volumes/config/stage.json").read_text())
+    assert seen["data"][0]["secretPath"] not in ("", "/secrets/s3")
+    assert seen["data"][0]["secretPath"].endswith("/secret/s3")
+    assert (seen["template"], seen["other"]) == ("see /secrets/s3", "/secretive")
     left = [
         path for path in local.workdir.root.rglob("*") if path.is_file() and path.name not in ("log", "state.sqlite3")
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def mount(kube: LocalKube, workdir: Workdir, pod: Object, scratch: Path) -> dict
         if volume not in places:
             places[volume] = _place(kube, workdir, namespace, sources[volume], folder, scratch)
         paths[entry["mountPath"].rstrip("/")] = places[volume] / str(entry.get("subPath", ""))
+    for volume, directory in places.items():
+        if "configMap" in sources[volume]:
+            _localise(directory, paths)
     message = folder / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
     message.write_bytes(b"")
@@ -65,6 +69,27 @@ def _place(
         obj = _found(kube, SECRET, namespace, source["secretName"])
         return _written(scratch / volume["name"], obj, source)
     raise Unsupported(f"volume {volume['name']}: local mode has claims, emptyDir, ConfigMaps and Secrets only")
+
+
+def _localise(directory: Path, paths: dict[str, Path]) -> None:
+    """In a ConfigMap's JSON files, strings that are a path below a mount become this machine's paths."""
+
+    def translated(value: Any) -> Any:
+        match value:
+            case dict():
+                return {key: translated(child) for key, child in value.items()}
+            case list():
+                return [translated(child) for child in value]
+            case str() if value.startswith("/"):
+                mounts = (path for path in paths if value == path or value.startswith(f"{path}/"))
+                mount_path = max(mounts, key=len, default=None)
+                return value if mount_path is None else f"{paths[mount_path]}{value.removeprefix(mount_path)}"
+        return value
+
+    for file in directory.rglob("*.json"):
+        before = json.loads(file.read_bytes())
+        if (after := translated(before)) != before:
+            file.write_text(json.dumps(after), encoding="utf-8")
 
 
 def _found(kube: LocalKube, kind: Kind, namespace: str, name: str) -> Object:
