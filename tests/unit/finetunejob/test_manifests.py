@@ -80,6 +80,7 @@ def test_prepare_claims_no_accelerator_and_alone_gets_the_secrets() -> None:
     assert first.data[1].secret_path == "/var/run/trimtab/secrets/s3"
     assert (first.loss, second.loss, second.from_stage) == ("all", "assistant", "one")
     assert (first.world_size, second.world_size) == (4, 8)
+    assert first.accelerator
     assert (first.recipe.epochs, second.recipe.epochs, second.recipe.learning_rate) == (3, 1, 1e-4)
     made.succeed("prepare")
     made.settle()
