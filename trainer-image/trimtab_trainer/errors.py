@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from trimtab_trainer.config import ExitCode
 
 
@@ -17,6 +20,18 @@ class StageError(Exception):
         self.stage = stage
         if reason is not None:
             self.reason = reason
+
+
+@contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Put the place before the message of a `StageError` that does not begin with it."""
+    try:
+        yield
+    except StageError as error:
+        if not error.message.startswith(place):
+            error.message = f"{place}: {error.message}"
+            error.args = (error.message,)
+        raise
 
 
 class BadConfiguration(StageError):

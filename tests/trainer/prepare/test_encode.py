@@ -36,12 +36,12 @@ def test_what_a_worker_finds_reaches_the_message(tmp_path: Path) -> None:
     rows = chats(50)
     rows[33]["messages"][0]["content"] = "x<|end|>"
     data = write_jsonl(tmp_path / "chat.jsonl", rows).as_uri()
-    with pytest.raises(BadData, match=r"line 34 of chat\.jsonl: message 0 holds the control token .*; remove it"):
+    with pytest.raises(BadData, match=r"line 34 of \S+/chat\.jsonl: message 0 holds the control token .*; remove it"):
         run(tmp_path / "root", sft(data))
     rows[33]["messages"].insert(0, {"role": "developer", "content": "y"})
     rows[33]["messages"][1]["content"] = "x"
     write_jsonl(tmp_path / "chat.jsonl", rows)
-    with pytest.raises(BadConfiguration, match=r"line 34 of chat\.jsonl: the chat template .*unknown role developer"):
+    with pytest.raises(BadConfiguration, match=r"line 34 of \S+/chat\.jsonl: the chat template .*unknown role developer"):
         run(tmp_path / "root", sft(data))
     assert leftovers(tmp_path / "root") == []
 

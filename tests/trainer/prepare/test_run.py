@@ -30,7 +30,7 @@ def test_a_bad_record_is_named_by_line(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     expect(
         BadData,
-        r"^line 17 of file:\S+/data\.jsonl: 'messages' is missing; add 'messages' or remove the record$",
+        r"^stage chat: line 17 of file:\S+/data\.jsonl: 'messages' is missing; add 'messages' or remove the record$",
         tmp_path / "root",
         sft(data.as_uri()),
     )
@@ -80,7 +80,7 @@ def test_a_data_set_without_labels(tmp_path: Path) -> None:
         sft(data.as_uri()),
     )
     lenient = sft(data.as_uri(), onInvalid="drop", maxDropped=9)
-    expect(BadData, r"data\.jsonl leaves no record with a label \(3 dropped\); check the data set", root, lenient)
+    expect(BadData, r"data\.jsonl leaves no record with a label \(3 dropped, first line 1 of .*\); check", root, lenient)
 
 
 @pytest.mark.parametrize(

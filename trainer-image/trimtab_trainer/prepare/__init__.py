@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trimtab_trainer.config import PrepareConfig, PreparedStage, PrepareReport, PrepareStage
 from trimtab_trainer.data.store import PreparedData
-from trimtab_trainer.errors import BadConfiguration, StageError, StorageError
+from trimtab_trainer.errors import BadConfiguration, StageError, StorageError, placed
 from trimtab_trainer.prepare.models import Base, resolve_base
 from trimtab_trainer.prepare.publish import fresh_folder
 from trimtab_trainer.prepare.stage import Origin, prepare_stage
@@ -58,8 +58,9 @@ def _prepare_all(config: PrepareConfig, base: Base | None, prepared: Path, scrat
     reports = []
     for stage in config.stages:
         try:
-            origin = _origin(stage, base, done, trained, longest)
-            report = prepare_stage(stage, origin, prepared, fresh_folder(scratch / "stage"))
+            with placed(f"stage {stage.name}"):
+                origin = _origin(stage, base, done, trained, longest)
+                report = prepare_stage(stage, origin, prepared, fresh_folder(scratch / "stage"))
         except StageError as error:
             error.stage = error.stage or stage.name
             raise

@@ -15,7 +15,7 @@ from trimtab_trainer.config import Artifact, BaseModelSource, Digest
 from trimtab_trainer.data.fetch import Source, fetch
 from trimtab_trainer.data.files import DataFile
 from trimtab_trainer.data.tokenizer import TOKENIZER_FILES
-from trimtab_trainer.errors import BadConfiguration, InputMissing
+from trimtab_trainer.errors import BadConfiguration, InputMissing, placed
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
 from trimtab_trainer.prepare.unsafe import check_json_keys, check_model_folder, wanted_model_file
 from trimtab_trainer.settings import Contract, TokenizerTraining
@@ -70,7 +70,7 @@ def _weights(model: BaseModelSource, root_uri: str, root: Path, scratch: Path) -
     if model.digest is not None:
         folder = local_path(uri)
         manifest.verify(folder, model.digest)
-        check_model_folder(_wanted(fetch(source, "model", wanted_model_file, scratch)), uri)
+        _fetch_model(source, scratch)
         return Artifact(uri=uri, digest=model.digest), folder
     models = root / "models"
     note = models / "by-input" / f"{hashlib.sha256(f'{uri} {model.revision}'.encode()).hexdigest()}.json"
@@ -79,8 +79,7 @@ def _weights(model: BaseModelSource, root_uri: str, root: Path, scratch: Path) -
         digest = _Remembered.model_validate_json(note.read_bytes()).digest
         if is_intact(models / digest.removeprefix("sha256:"), digest):
             return _artifact(root_uri, digest), models / digest.removeprefix("sha256:")
-    files = _wanted(fetch(source, "model", wanted_model_file, scratch))
-    check_model_folder(files, uri)
+    files = _fetch_model(source, scratch)
     draft = fresh_folder(scratch.with_name(f"{scratch.name}-draft"))
     for file in files:
         target = draft / file.name
@@ -97,8 +96,13 @@ def _weights(model: BaseModelSource, root_uri: str, root: Path, scratch: Path) -
     return _artifact(root_uri, digest), folder
 
 
-def _wanted(files: list[DataFile]) -> list[DataFile]:
-    return [file for file in files if file.name != manifest.MANIFEST]
+def _fetch_model(source: Source, scratch: Path) -> list[DataFile]:
+    """The model's files, checked; its own manifest is left out."""
+    with placed(source.uri):
+        files = fetch(source, "model", wanted_model_file, scratch)
+        files = [file for file in files if file.name != manifest.MANIFEST]
+        check_model_folder(files, source.uri)
+    return files
 
 
 def _artifact(root_uri: str, digest: str) -> Artifact:

@@ -27,6 +27,11 @@ class Rejects:
         """Records dropped so far."""
         return len(self._reasons)
 
+    @property
+    def first(self) -> str:
+        """Place, cause and remedy of the first dropped record; empty without one."""
+        return self._reasons[0] if self._reasons else ""
+
     def invalid(self, place: Place, error: InvalidRecord) -> None:
         """A record that is not valid.
 

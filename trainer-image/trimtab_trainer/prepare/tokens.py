@@ -52,9 +52,8 @@ def tokenize(
             truncated += cut
     for data, records in zip(sets, by_set, strict=True):
         if not records:
-            raise BadData(
-                f"{data.source.uri} leaves no record with a label ({rejects.dropped} dropped); check the data set"
-            )
+            dropped = f" ({rejects.dropped} dropped, first {rejects.first})" if rejects.dropped else ""
+            raise BadData(f"{data.source.uri} leaves no record with a label{dropped}; check the data set")
     counts = [np.array(records, dtype=np.int64) for records in by_set]
     return Tokenized(counts, rejects.dropped, truncated, recognised), TokenStore(folder, writer.dtype)
 
