@@ -133,7 +133,9 @@ def get(
 
 @local.command()
 def logs(
-    pod: Annotated[str, typer.Argument(help="Name of a pod, or of a Job or Deployment for its newest pod.")],
+    pod: Annotated[
+        str, typer.Argument(help="Name of a pod; or of a FineTuneJob, ModelEndpoint, Job or Deployment: its newest.")
+    ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the pod ends.")] = False,
     namespace: Namespace = "default",
     workdir: Folder = DEFAULT_FOLDER,

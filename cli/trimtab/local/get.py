@@ -14,6 +14,7 @@ from trimtab.local.workdir import Workdir
 from trimtab.manifests.admission import ADMISSIONS
 from trimtab.table import AGE, COLUMNS, document, table
 from trimtab_operator.core.kube import POD, Kind, Object
+from trimtab_operator.core.names import LABEL_ENDPOINT, LABEL_JOB, label_value
 
 _SHORT = {"po": "Pod", "deploy": "Deployment", "svc": "Service", "cm": "ConfigMap", "pvc": "PersistentVolumeClaim"}
 
@@ -46,7 +47,7 @@ def log_lines(root: Path, name: str, namespace: str, *, follow: bool) -> Iterato
     """The text of a pod's log, in pieces; with `follow` until the pod has ended.
 
     Raises:
-        Absent: no such pod, nor a Job or Deployment of that name with one.
+        Absent: no such pod, nor anything of that name that has one.
     """
     workdir = Workdir(root)
     pod = _pod(root, name, namespace)
@@ -98,7 +99,13 @@ def _pod(root: Path, name: str, namespace: str) -> Object:
         for obj in _objects(root, kind)
         if obj["metadata"]["name"] == name and obj["metadata"]["namespace"] == namespace
     }
-    owned = [pod for pod in pods if controller_uid(pod) in owners]
+    owned = [pod for pod in pods if controller_uid(pod) in owners] or [pod for pod in pods if _belongs(pod, name)]
     if not owned:
-        raise Absent(f'no pod "{name}" in namespace {namespace}; see: trimtab local get pods')
+        raise Absent(f'no pod "{name}" in namespace {namespace}; see: trimtab local get pods --workdir {root}')
     return max(owned, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+
+def _belongs(pod: Object, name: str) -> bool:
+    """Whether it is a pod of the FineTuneJob or the ModelEndpoint of that name."""
+    labels = pod["metadata"].get("labels", {})
+    return label_value(name) in (labels.get(LABEL_JOB), labels.get(LABEL_ENDPOINT))
