@@ -197,6 +197,15 @@ def test_the_run_fails_with_one_message_a_job(outcome: Outcome) -> None:
     assert "Traceback" not in outcome.run.stderr
 
 
+def test_the_log_of_a_failed_job_is_found_by_its_name(outcome: Outcome) -> None:
+    logs = trimtab("local", "logs", "line17", "--workdir", outcome.folder.root)
+    assert (logs.returncode, logs.stderr) == (0, "")
+    assert "line 17 of pvc://line17/chat.jsonl" in logs.stdout
+    unknown = trimtab("local", "logs", "nobody", "--workdir", outcome.folder.root)
+    assert unknown.returncode == 1
+    assert f"trimtab local get pods --workdir {outcome.folder.root}" in unknown.stderr
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_data_are_told_before_anything_is_trained(outcome: Outcome, name: str) -> None:
     bad, status = BAD[name], outcome.jobs[name]["status"]

@@ -143,15 +143,21 @@ def test_an_artifact_with_one_byte_changed_is_never_served(undisturbed: Folder) 
     model = undisturbed.artifact("chain", "second") / "model.safetensors"
     whole = model.read_bytes()
     model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    file = undisturbed.write(endpoint("broken", "job://chain/second"))
     try:
-        run = undisturbed.run(undisturbed.write(endpoint("broken", "job://chain/second")))
+        run = undisturbed.run(file, "--json")
         serve = trimtab("local", "serve", "--workdir", undisturbed.root)
     finally:
         model.write_bytes(whole)
-    for ended in (run, serve):
-        assert ended.returncode == 1, ended.stderr
-        (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-        assert "model.safetensors: its bytes differ from manifest.json; restore the file" in line
-    conditions = {each["type"]: each for each in undisturbed.get("mep")["broken"]["status"]["conditions"]}
-    assert conditions["Degraded"]["status"] == "True"
-    assert conditions["Ready"]["status"] != "True"
+    said = "model.safetensors: its bytes differ from manifest.json; restore the file"
+    assert (run.returncode, serve.returncode) == (1, 1), run.stderr + serve.stderr
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    (error,) = [line["message"] for line in lines if line["type"] == "error"]
+    assert said in error
+    (error,) = [line for line in serve.stderr.splitlines() if line.startswith("error: ")]
+    assert said in error
+    shown = [line["status"]["conditions"] for line in lines if line["type"] == "endpoint" and "status" in line]
+    degraded = [each for conditions in shown for each in conditions if each["type"] == "Degraded"]
+    assert any(each["status"] == "True" and said in each["message"] for each in degraded)
+    ready = [each["status"] for conditions in shown for each in conditions if each["type"] == "Ready"]
+    assert "True" not in ready, "it never answered"
