@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tests.local.acceptance.folder import Folder, endpoint, eventually, job, steps, trimtab
 
-STEPS = 300
-RECIPE = {"globalBatchSize": 3, "microBatchSize": 1, "learningRate": 1e-3, "epochs": 40}
+STEPS = 600
+RECIPE = {"globalBatchSize": 3, "microBatchSize": 1, "learningRate": 1e-3, "epochs": 60}
 
 
 def manifest() -> dict[str, Any]:
@@ -88,17 +88,18 @@ def test_killed_and_interrupted_it_ends_where_an_undisturbed_run_ends(
 ) -> None:
     folder, file = fresh(tmp_path, texts)
     first = folder.start(file)
-    until_step(folder, first, 1)
-    before = fingerprints(metrics(folder, "first").parent)
-
+    eventually((folder.root / "operator.log").exists)
     other = folder.run(file)
     assert other.returncode == 1
     assert f"in use by process {first.pid} since " in other.stderr
     assert len(other.stderr.strip().splitlines()) == 1
 
+    until_step(folder, first, 1)
+    before = fingerprints(metrics(folder, "first").parent)
     first.send_signal(signal.SIGKILL)
     first.wait()
     eventually(lambda: not folder.processes(), 20)
+    assert len(steps(metrics(folder, "second"))) < STEPS, "no orphan has gone on to the end"
 
     second = folder.start(file)
     until_step(folder, second, 2)
