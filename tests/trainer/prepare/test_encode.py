@@ -41,7 +41,7 @@ def test_what_a_worker_finds_reaches_the_message(tmp_path: Path) -> None:
     rows[33]["messages"].insert(0, {"role": "developer", "content": "y"})
     rows[33]["messages"][1]["content"] = "x"
     write_jsonl(tmp_path / "chat.jsonl", rows)
-    with pytest.raises(BadConfiguration, match=r"line 34 of \S+/chat\.jsonl: the chat template .*unknown role developer"):
+    with pytest.raises(BadConfiguration, match=r"line 34 of \S+/chat\.jsonl: .*unknown role developer"):
         run(tmp_path / "root", sft(data))
     assert leftovers(tmp_path / "root") == []
 

@@ -43,7 +43,7 @@ def test_five_bad_records_of_a_thousand(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     expect(
         BadData,
-        r"more than maxDropped = 4 records.*raise maxDropped\. line 3 of file:\S+/data\.jsonl: .*line 101 .*line 1000 of",
+        r"more than maxDropped = 4 records.*\. line 3 of file:\S+/data\.jsonl: .*line 101 .*line 1000 of",
         tmp_path / "root",
         sft(data.as_uri(), onInvalid="drop", maxDropped=4),
     )
@@ -57,7 +57,7 @@ def test_too_long_records(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     root = tmp_path / "root"
     message = (
-        r"line 8 of file:\S+/data\.jsonl: \d+ tokens are more than maxLength = 64; raise maxLength, shorten it, or set onToo"
+        r"line 8 of file:\S+/data\.jsonl: \d+ tokens are more than maxLength = 64; raise maxLength, shorten it, or"
     )
     expect(BadData, message, root, sft(data.as_uri()))
     truncated = run(root, sft(data.as_uri(), onTooLong="truncate")).stages[0]
@@ -80,7 +80,7 @@ def test_a_data_set_without_labels(tmp_path: Path) -> None:
         sft(data.as_uri()),
     )
     lenient = sft(data.as_uri(), onInvalid="drop", maxDropped=9)
-    expect(BadData, r"data\.jsonl leaves no record with a label \(3 dropped, first line 1 of .*\); check", root, lenient)
+    expect(BadData, r"data\.jsonl leaves no record with a label \(3 dropped, first line 1 .*\); check", root, lenient)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_s6_truncation_that_leaves_no_label_drops_the_record(tmp_path: Path) -> 
     long = {"messages": [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "end"}]}
     data = write_jsonl(tmp_path / "a.jsonl", [*chats(5), long])
     fields = {"onTooLong": "truncate", "maxLength": 32}
-    with pytest.raises(BadData, match=r"line 6 of \S+/a\.jsonl: no label is left of it at maxLength = 32; raise maxLength"):
+    with pytest.raises(BadData, match=r"line 6 of \S+/a\.jsonl: no label is left of it at maxLength = 32; raise"):
         run(tmp_path / "root", sft(data.as_uri(), **fields))
     report = run(tmp_path / "root", sft(data.as_uri(), maxDropped=1, **fields))
     assert (report.stages[0].records, report.stages[0].dropped) == (5, 1)
