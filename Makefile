@@ -78,7 +78,7 @@ test-local: setup ## Test the whole product as processes on this machine
 
 test-controlplane: setup ## Test the operator on a real kube-apiserver
 	$(PYTHON) tests/kubernetes/build.py
-	$(PYTEST) tests/controlplane
+	$(PYTEST) -n 2 --dist loadfile tests/controlplane
 
 generate: setup ## Write the CRDs, the chart's copies and the API reference
 	$(PYTHON) -m trimtab_operator.api.generate
