@@ -1,7 +1,6 @@
 """Whole runs of prepare: what is refused and how it is said, chains, reuse, crashes, neighbours."""
 
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.trainer.prepare.kit import TINY, chats, config, leftovers, opened, run, sft, stage, write_jsonl
+from tests.trainer.small_volume import small_volume
 
 from trimtab_trainer import prepare
 from trimtab_trainer.config import Artifact, dump_report
@@ -263,18 +263,9 @@ def test_held_out_data_of_their_own(tmp_path: Path) -> None:
     assert sorted(prepared.record_name(record) for record in held) == [f"held.jsonl:{i}" for i in range(1, 5)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_volume_is_a_storage_error(tmp_path: Path) -> None:
-    import subprocess
-
     data = write_jsonl(tmp_path / "chat.jsonl", chats(3000))
-    root = tmp_path / "root"
-    root.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(root)], check=False).returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    try:
+    with small_volume(tmp_path / "root", "64k") as root:
         with pytest.raises(StorageError, match=r"No space left on device.*check the volume's space"):
             run(root, sft(data.as_uri()))
         assert leftovers(root) == []
-    finally:
-        subprocess.run(["umount", str(root)], check=True)
