@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -81,7 +82,11 @@ def main() -> None:
     loop.token_loss_sum = mean_of_micro_batch
     config = stage(artifact, recipe={**RECIPE, "micro_batch_size": 1, "optimizer": "sgd"})
     run_cell(config, prepared, group, out / "naive")
+    group.barrier()
 
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    # as the worker: no interpreter shutdown, whose order of destructors may abort a process that has done its work
+    os._exit(0)
