@@ -228,7 +228,7 @@ def _trained(named: dict[str, Any], place: str) -> bool:
 
 
 def _never(row: Row) -> Record:
-    raise NotImplementedError("preference data is refused before it is converted")
+    raise AssertionError("preference data are refused before they are converted")
 
 
 def _preferences(name: str, *keys: str) -> Format:
