@@ -173,6 +173,19 @@ REFUSED = (
         ("spec.stages[0].resources.limits.memory",),
     ),
     Refused("negative retries", _stage(0, retries=-1), ("spec.stages[0].retries",)),
+    Refused("queue of two words", job(queueName="team a"), ("spec.queueName",)),
+    Refused("queue name of 64 characters", job(queueName="q" * 64), ("spec.queueName", "63")),
+    Refused("no time to start", job(startingDeadlineSeconds=0), ("spec.startingDeadlineSeconds",)),
+    Refused("a century to start", job(startingDeadlineSeconds=31_536_001), ("spec.startingDeadlineSeconds",)),
+    Refused(
+        "service account with a path",
+        _stage(0, serviceAccountName="../other"),
+        ("spec.stages[0].serviceAccountName",),
+    ),
+    Refused(
+        "no service account by default", job(defaults={"serviceAccountName": ""}), ("spec.defaults.serviceAccountName",)
+    ),
+    Refused("service account of an endpoint", endpoint(serviceAccountName="A B"), ("spec.serviceAccountName",)),
     Refused("endpoint without digest", endpoint(model={"uri": "pvc://models/x"}), ("spec.model", "needs digest")),
     Refused(
         "unknown engine option",
@@ -221,6 +234,18 @@ REFUSED_EDITS = (
         "only while the job is suspended",
     ),
     _edit("nodes while running", lambda m: m["spec"]["stages"][1].update(nodes=2), "only while the job is suspended"),
+    _edit("a queue while running", lambda m: m["spec"].update(queueName="team-a"), "only while the job is suspended"),
+    _edit(
+        "no queue while running",
+        lambda m: m["spec"].pop("queueName"),
+        "only while the job is suspended",
+        before=job(queueName="team-a"),
+    ),
+    _edit(
+        "a service account",
+        lambda m: m["spec"]["stages"][0].update(serviceAccountName="trainer"),
+        "serviceAccountName can't be changed",
+    ),
     _edit(
         "defaults' nodes while running",
         lambda m: m["spec"]["defaults"].update(nodes=2),
@@ -239,6 +264,22 @@ ACCEPTED_EDITS = (
     _edit("suspend", lambda m: m["spec"].update(suspend=True)),
     _edit("more retries", lambda m: m["spec"]["stages"][0].update(retries=9)),
     _edit("a deadline", lambda m: m["spec"].update(activeDeadlineSeconds=60, ttlSecondsAfterFinished=60)),
+    _edit("a deadline for the start", lambda m: m["spec"].update(startingDeadlineSeconds=60)),
+    _edit(
+        "another queue while suspended",
+        lambda m: m["spec"].update(queueName="team-b"),
+        before=job(suspend=True, queueName="team-a"),
+    ),
+    _edit(
+        "leave the queue and resume",
+        lambda m: (m["spec"].pop("queueName"), m["spec"].update(suspend=False)),
+        before=job(suspend=True, queueName="team-a"),
+    ),
+    _edit(
+        "an endpoint's service account",
+        lambda m: m["spec"].update(serviceAccountName="server"),
+        before=endpoint(),
+    ),
     _edit("nodes while suspended", lambda m: m["spec"]["stages"][1].update(nodes=2), before=job(suspend=True)),
     _edit(
         "resources and resume",

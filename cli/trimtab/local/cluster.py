@@ -143,6 +143,7 @@ class Cluster:
 SETTINGS = Settings(
     service_address=ServiceAddress.CLUSTER_IP,
     allow_file_uris=True,
+    queues=False,
     progress_poll_seconds=1,
     workers=2,
     backoff_cap_seconds=5,

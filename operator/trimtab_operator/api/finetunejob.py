@@ -59,15 +59,21 @@ _SAME_STAGES = (
     "self.stages.map(s, s.name) == oldSelf.stages.map(s, s.name)",
     "the stages of a job are fixed; create a new job for a new experiment",
 )
-_SHAPE = ("resources", "nodes", "processesPerNode")
-"""May change while the job is suspended."""
-_TOLERANT = ("retries", "progressDeadlineSeconds")
-"""May change at any time."""
 
 
 def _same(new: str, old: str, field: str) -> str:
     """CEL: the field is present and equal on both sides, or absent on both."""
     return f"has({new}.{field}) == has({old}.{field}) && (!has({new}.{field}) || {new}.{field} == {old}.{field})"
+
+
+_QUEUE_WHILE_SUSPENDED = (
+    "self.suspend || oldSelf.suspend || " + _same("self", "oldSelf", "queueName"),
+    "queueName can change only while the job is suspended; set suspend: true first",
+)
+_SHAPE = ("resources", "nodes", "processesPerNode")
+"""May change while the job is suspended."""
+_TOLERANT = ("retries", "progressDeadlineSeconds")
+"""May change at any time."""
 
 
 def _frozen(model: type[ApiModel], *free: str) -> list[tuple[str, str]]:
@@ -117,6 +123,7 @@ class FineTuneJobSpec(ApiModel):
             _ROLLOUT_KNOWN,
             _SAME_STAGES,
             _SHAPE_WHILE_SUSPENDED,
+            _QUEUE_WHILE_SUSPENDED,
             *(
                 (_same("self", "oldSelf", name), f"{name} can't be changed; create a new job for a new experiment")
                 for name in ("model", "artifacts", "rollout")
@@ -126,11 +133,19 @@ class FineTuneJobSpec(ApiModel):
 
     model: BaseModelSource = Field(description="Starting weights of the stages that have no from.")
     artifacts: ArtifactStore = Field(description="Where results go.")
+    queue_name: Name | None = Field(
+        default=None,
+        description="Kueue LocalQueue of this namespace that admits the training pods. Changes while suspended only.",
+    )
     suspend: bool = Field(
         default=False, description="Save a checkpoint, stop and free the accelerators; false resumes."
     )
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
-        default=None, description="Running time of the whole job; time suspended does not count."
+        default=None, description="Running time of the whole job; time queued or suspended does not count."
+    )
+    starting_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
+        default=None,
+        description="A job is ended whose attempt has pods that have not started so long; time queued does not count.",
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = Field(
         default=None, description="Delete the job so long after its end. Artifacts and endpoints stay."

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trimtab_operator.api.base import ApiModel, Quantity, SecretReference, list_map, rules
+from trimtab_operator.api.base import ApiModel, ObjectName, Quantity, SecretReference, list_map, rules
 
 RESERVED_VARIABLES = (
     "TRIMTAB_",
@@ -104,6 +104,10 @@ class PodShape(ApiModel):
     )
     runtime_class_name: Annotated[str, Field(max_length=253)] | None = Field(
         default=None, description="RuntimeClass of the pods, e.g. nvidia."
+    )
+    service_account_name: ObjectName | None = Field(
+        default=None,
+        description="ServiceAccount of the pods; they get no token of it, but its pull secrets and cloud identity.",
     )
     env: Annotated[list[EnvVar], Field(max_length=32, json_schema_extra=list_map("name"))] | None = Field(
         default=None, description="Environment variables of the container."

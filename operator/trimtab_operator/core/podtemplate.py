@@ -172,6 +172,13 @@ def _placement(shape: PodShape) -> Object:
         mode="json",
         by_alias=True,
         exclude_none=True,
-        include={"node_selector", "tolerations", "priority_class_name", "runtime_class_name", "image_pull_secrets"},
+        include={
+            "node_selector",
+            "tolerations",
+            "priority_class_name",
+            "runtime_class_name",
+            "service_account_name",
+            "image_pull_secrets",
+        },
     )
     return {key: value for key, value in found.items() if value}

@@ -41,6 +41,9 @@ class Settings(BaseModel):
     """OMP_NUM_THREADS of a training process whose stage asks for no CPUs."""
     allow_file_uris: bool = False
     """`file:///` is for local mode only."""
+    queues: bool = True
+    """A training Job with a `queueName` is created suspended, for Kueue to admit. Local mode, whose slots are the only
+    queue, has nobody who would."""
 
 
 def from_environment(environment: dict[str, str] | None = None) -> Settings:

@@ -17,6 +17,7 @@ from trimtab_operator.core.names import (
     LABEL_COMPONENT,
     LABEL_JOB,
     LABEL_MANAGED_BY,
+    LABEL_QUEUE,
     LABEL_STAGE,
     MANAGED_BY,
     child_name,
@@ -109,6 +110,7 @@ def train_objects(
         environment=environment,
         grace_seconds=settings.stop_grace_seconds,
         nodes=stage.nodes,
+        queue=job.spec.queue_name if settings.queues else None,
         subdomain=service,
     )
     return [config_map, _service(obj, service, labels), job_object]
@@ -196,6 +198,7 @@ def _attempt_objects(
     volumes: list[Object] | None = None,
     mounts: list[Object] | None = None,
     nodes: int = 1,
+    queue: str | None = None,
     **pod_fields: Any,
 ) -> list[Object]:
     name, uid, _ = _names(obj)
@@ -234,8 +237,9 @@ def _attempt_objects(
         "data": {CONFIG_FILE: dump(config)},
     }
     job = {
-        **_child(JOB, obj, child, labels),
+        **_child(JOB, obj, child, {**labels, **({LABEL_QUEUE: queue} if queue else {})}),
         "spec": {
+            **({"suspend": True} if queue else {}),  # Kueue's from here on: it admits, evicts and sets the nodes
             "completionMode": "Indexed",
             "completions": nodes,
             "parallelism": nodes,

@@ -12,6 +12,7 @@ from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
 
+QUEUE = "kueue.x-k8s.io/queue-name"
 SECRET = {"secretRef": {"name": "s3"}}
 DEFAULTS = {
     "resources": {"limits": {"nvidia.com/gpu": 4, "cpu": 10, "memory": "8Gi"}, "sharedMemory": "1Gi"},
@@ -119,6 +120,40 @@ def test_training_pods_are_restricted_offline_and_find_each_other() -> None:
     assert template["metadata"]["labels"]["trimtab.dev/job"] == "job", "labels of ours can't be forged"
     assert template["metadata"]["labels"]["team"] == "blue"
     assert (job["spec"]["completions"], job["spec"]["parallelism"], job["spec"]["backoffLimit"]) == (2, 2, 0)
+
+
+def test_every_pod_of_a_stage_has_its_service_account_but_no_token() -> None:
+    made = World(spec(stage(), defaults={"serviceAccountName": "trainer"}))
+    made.settle()
+    assert pod_of(made, "prepare")["spec"]["serviceAccountName"] == "trainer"
+    made.succeed("prepare")
+    made.settle()
+    pod = pod_of(made, "one")["spec"]
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("trainer", False)
+
+
+def test_a_queue_gets_training_suspended_and_labelled_and_prepare_neither() -> None:
+    made = World(spec(stage(), queueName="team-a"))
+    made.settle()
+    (prepare,) = made.jobs("prepare")
+    assert "suspend" not in prepare["spec"]
+    assert QUEUE not in prepare["metadata"]["labels"]
+    made.succeed("prepare")
+    made.settle()
+    (job,) = made.jobs("one")
+    assert job["spec"]["suspend"] is True
+    assert job["metadata"]["labels"][QUEUE] == "team-a"
+    assert QUEUE not in job["spec"]["template"]["metadata"]["labels"]
+
+
+def test_where_nobody_admits_a_queued_job_runs_at_once() -> None:
+    made = World(spec(stage(), queueName="team-a"), Settings(queues=False))
+    for role in ("prepare", "one"):
+        made.settle()
+        (job,) = made.jobs(role)
+        assert "suspend" not in job["spec"]
+        assert QUEUE not in job["metadata"]["labels"]
+        made.succeed(role)
 
 
 def test_stage_json_is_the_contract() -> None:
