@@ -1,7 +1,7 @@
 """What holds in every tier: with CI=true nothing may be skipped or expected to fail."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import hypothesis
 import pytest
@@ -27,6 +27,26 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     if IN_CI:
         refuse(report)
     return report
+
+
+@pytest.fixture
+def counted(record_property: Callable[[str, object], None]) -> Callable[[str, int], None]:
+    """Takes what was tried and how often; the end of the test run prints it."""
+    return lambda what, cases: record_property("cases", f"{cases} {what}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = [
+        f"{report.nodeid.rpartition('::')[2]}: {value}"
+        for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed"))
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "cases"
+    ]
+    if lines:
+        terminalreporter.section("cases")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def refuse(report: pytest.TestReport | pytest.CollectReport) -> None:

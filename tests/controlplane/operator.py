@@ -18,6 +18,11 @@ START_SECONDS = 120
 """How long the first list of everything may take: far more than it does, for busy machines."""
 
 
+def grant(control_plane: ControlPlane) -> None:
+    """Give the user `operator` what it may do."""
+    control_plane.kubectl("apply", f"--filename={HERE / 'rbac.yaml'}")
+
+
 class Operator:
     """`python -m trimtab_operator` as the user `operator`; a context manager that starts and kills it.
 
@@ -36,7 +41,7 @@ class Operator:
         self.log = control_plane.root / "logs" / "operator.log"
 
     def __enter__(self) -> Self:
-        self._control_plane.kubectl("apply", f"--filename={HERE / 'rbac.yaml'}")
+        grant(self._control_plane)
         self.start()
         return self
 

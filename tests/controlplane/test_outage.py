@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.crds import install_crds
+from tests.controlplane.faults.proxy import proxy
 from tests.controlplane.operator import Operator
-from tests.controlplane.proxy import proxy
 
 REFUSED_SECONDS = 20
 FAILING_SECONDS = 65

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.crds import install_crds
+from tests.controlplane.faults.proxy import Proxy, background
 from tests.controlplane.jobs import Object, Space, condition, make_namespace, until
 from tests.controlplane.operator import Operator
-from tests.controlplane.proxy import Proxy, proxy
 from tests.controlplane.variants import slowly
 
 POD_MILLISECONDS = 1000
@@ -158,30 +154,6 @@ def normalised(value: Any) -> Any:
     if isinstance(value, list):
         return [normalised(each) for each in value]
     return UNIQUE.sub("#", value) if isinstance(value, str) else value
-
-
-@contextmanager
-def background(kubeconfig: Path, through: Path) -> Iterator[Proxy]:
-    """A proxy in a thread of its own."""
-    started: list[tuple[Proxy, Callable[[], object]]] = []
-    up = threading.Event()
-
-    async def serve() -> None:
-        async with proxy(kubeconfig, through) as running:
-            done, loop = asyncio.Event(), asyncio.get_running_loop()
-            started.append((running, lambda: loop.call_soon_threadsafe(done.set)))
-            up.set()
-            await done.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        assert up.wait(60)
-        yield started[0][0]
-    finally:
-        for _, end in started:
-            end()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
