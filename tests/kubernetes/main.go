@@ -1,10 +1,11 @@
-// Command kubernetes is a whole control plane in one binary.
+// Command kubernetes is a whole cluster in one binary.
 //
-// It acts as the component whose name it is called by: etcd, kube-apiserver, kube-controller-manager, kube-scheduler or
-// kubectl. Linking them together costs far less time and disk than building them one by one.
+// It acts as the component whose name it is called by: etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
+// kubelet, kube-proxy or kubectl. Linking them together costs far less time and disk than building them one by one.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,7 +19,9 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 func main() {
@@ -26,6 +29,8 @@ func main() {
 		"kube-apiserver":          apiserver.NewAPIServerCommand,
 		"kube-controller-manager": controllermanager.NewControllerManagerCommand,
 		"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
+		"kube-proxy":              proxy.NewProxyCommand,
+		"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
 		"kubectl":                 kubectl.NewDefaultKubectlCommand,
 	}
 	name := filepath.Base(os.Args[0])
@@ -35,7 +40,7 @@ func main() {
 	}
 	newCommand, known := commands[name]
 	if !known {
-		fmt.Fprintf(os.Stderr, "%s: not a component; call this binary by a link named etcd, kubectl or kube-…\n", name)
+		fmt.Fprintf(os.Stderr, "%s: not a component; call this binary by a link named etcd, kubelet, kubectl or kube-…\n", name)
 		os.Exit(2)
 	}
 	os.Exit(cli.Run(newCommand()))
