@@ -15,7 +15,8 @@ COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-ur
 OVERRIDE := --override requirements/overrides.txt
 # The images get the versions that the tests ran with.
 TESTED := --constraint requirements/dev.txt
-GENERATED := crds helm/trimtab/templates/crds docs/api.md docs/status.md
+GENERATED := crds docs/api.md docs/status.md helm/trimtab/templates/crds helm/trimtab/presets \
+	helm/trimtab/values.yaml helm/trimtab/values.schema.json helm/trimtab/README.md
 
 # The environment is made anew when what defines it changes, the place of the checkout included.
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
@@ -81,8 +82,9 @@ test-controlplane: setup ## Test the operator on a real kube-apiserver
 	$(PYTHON) tests/kubernetes/build.py
 	$(PYTEST) -n 2 --dist loadfile tests/controlplane
 
-generate: setup ## Write the CRDs, the chart's copies and the API reference
+generate: setup ## Write the CRDs, the chart's values and copies, and the reference pages
 	$(PYTHON) -m trimtab_operator.api.generate
+	$(PYTHON) -m trimtab_operator.chart.generate
 
 verify: generate ## Fail if a generated file is not committed as generated
 	git --no-pager diff --exit-code -- $(GENERATED)

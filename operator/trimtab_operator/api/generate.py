@@ -124,9 +124,9 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def main() -> None:
-    """Write every generated file below the repository's root."""
-    for path, text in outputs().items():
+def write(files: dict[str, str]) -> None:
+    """Write generated files below the repository's root, and say which."""
+    for path, text in files.items():
         target = REPOSITORY / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write(outputs())

@@ -18,7 +18,7 @@ class ServiceAddress(StrEnum):
 class Settings(BaseModel):
     """Everything that plans and loops may depend on besides the objects themselves."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     trainer_image: str = "trimtab-trainer:0.1.0"
     serving_image: str = "trimtab-serving:0.1.0"
