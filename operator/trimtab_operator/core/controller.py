@@ -19,8 +19,8 @@ class Reader(Protocol):
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """The stored object; None where there is none."""
 
-    def owned(self, kind: Kind, uid: str) -> list[Object]:
-        """Objects of `kind` whose controller ownerReference has this uid, oldest name first."""
+    def owned(self, kind: Kind, namespace: str, uid: str) -> list[Object]:
+        """Objects of `kind` in this namespace whose controller ownerReference has this uid, by name."""
 
     def labelled(self, kind: Kind, namespace: str, label: str, value: str) -> list[Object]:
         """Objects of `kind` with this label, by name."""

@@ -49,9 +49,12 @@ class Store:
         """The stored object; None where there is none."""
         return self._objects.get(ref.kind, {}).get(ref)
 
-    def owned(self, kind: Kind, uid: str) -> list[Object]:
-        """Objects of `kind` whose controller ownerReference has this uid, by name."""
-        return self._resolve(self._owned.get((kind.kind, uid), set()))
+    def owned(self, kind: Kind, namespace: str, uid: str) -> list[Object]:
+        """Objects of `kind` in this namespace whose controller ownerReference has this uid, by name.
+
+        An owner is of its child's namespace: one that claims an owner elsewhere is a forgery.
+        """
+        return self._resolve(self._owned.get((kind.kind, namespace, uid), set()))
 
     def labelled(self, kind: Kind, namespace: str, label: str, value: str) -> list[Object]:
         """Objects of `kind` with this label, by name.
@@ -148,7 +151,7 @@ class Store:
         """The index entries of an object."""
         owner = controller_of(obj)
         if owner is not None:
-            yield self._owned, (ref.kind, str(owner["uid"]))
+            yield self._owned, (ref.kind, ref.namespace, str(owner["uid"]))
         for label, value in obj["metadata"].get("labels", {}).items():
             if label.startswith(INDEXED_PREFIX):
                 yield self._labelled, (ref.kind, ref.namespace, label, value)

@@ -156,7 +156,7 @@ def observe(reader: Reader, obj: Object, job: FineTuneJob) -> Observation:
     source = source_of(job.spec.model.uri)
     other = reader.get(FINETUNEJOB, namespace, source[0]) if source else None
     return Observation(
-        jobs=tuple(_job_view(child) for child in reader.owned(JOB, uid)),
+        jobs=tuple(_job_view(child) for child in reader.owned(JOB, namespace, uid)),
         pods=tuple(
             view
             for pod in reader.labelled(POD, namespace, LABEL_JOB, label_value(name))
@@ -164,7 +164,7 @@ def observe(reader: Reader, obj: Object, job: FineTuneJob) -> Observation:
         ),
         config_maps={
             child["metadata"]["name"]: (role_of(labels), attempt_of(labels))
-            for child in reader.owned(CONFIGMAP, uid)
+            for child in reader.owned(CONFIGMAP, namespace, uid)
             if (labels := child["metadata"].get("labels") or {}) is not None
         },
         claims={

@@ -62,14 +62,14 @@ def source_of(uri: str) -> tuple[str, str] | None:
 def observe(reader: Reader, obj: Object, endpoint: ModelEndpoint) -> Observation:
     """Read all of it; local memory only."""
     name, namespace, uid = (obj["metadata"][key] for key in ("name", "namespace", "uid"))
-    service = next(iter(reader.owned(SERVICE, uid)), None)
+    service = next(iter(reader.owned(SERVICE, namespace, uid)), None)
     source = source_of(endpoint.spec.model.uri)
     job = reader.get(FINETUNEJOB, namespace, source[0]) if source else None
-    views = [_deployment_view(child) for child in reader.owned(DEPLOYMENT, uid)]
+    views = [_deployment_view(child) for child in reader.owned(DEPLOYMENT, namespace, uid)]
     return Observation(
         deployments={view.revision: view for view in views},
         pods=tuple(pod_view(pod) for pod in reader.labelled(POD, namespace, LABEL_ENDPOINT, label_value(name))),
-        config_maps={c["metadata"]["name"]: c["metadata"]["uid"] for c in reader.owned(CONFIGMAP, uid)},
+        config_maps={c["metadata"]["name"]: c["metadata"]["uid"] for c in reader.owned(CONFIGMAP, namespace, uid)},
         cluster_ip=service["spec"].get("clusterIP") if service else None,
         selected=service["spec"].get("selector", {}).get(LABEL_REVISION) if service else None,
         source=parsed(FineTuneJob, job),

@@ -91,14 +91,15 @@ def test_indices_follow() -> None:
     for name in ("b", "a"):
         metadata = {"ownerReferences": [{"uid": "other"}, owner], "labels": {"trimtab.dev/job": "job", "app": "x"}}
         store.upsert(configmap(name, 1, uid=name, **metadata))
-    assert [obj["metadata"]["name"] for obj in store.owned(CONFIGMAP, "o")] == ["a", "b"]
-    assert store.owned(CONFIGMAP, "other") == []
-    assert store.owned(JOB, "o") == []
+    assert [obj["metadata"]["name"] for obj in store.owned(CONFIGMAP, "n", "o")] == ["a", "b"]
+    assert store.owned(CONFIGMAP, "n", "other") == []
+    assert store.owned(JOB, "n", "o") == []
+    assert store.owned(CONFIGMAP, "m", "o") == [], "nobody adopts a child of another namespace"
     assert [obj["metadata"]["name"] for obj in store.labelled(CONFIGMAP, "n", "trimtab.dev/job", "job")] == ["a", "b"]
     assert store.labelled(CONFIGMAP, "m", "trimtab.dev/job", "job") == []
     store.upsert(configmap("a", 2, uid="a"))
     store.remove(configmap("b", 3, uid="b"))
-    assert store.owned(CONFIGMAP, "o") == []
+    assert store.owned(CONFIGMAP, "n", "o") == []
     assert store.labelled(CONFIGMAP, "n", "trimtab.dev/job", "job") == []
     with pytest.raises(ValueError, match="not indexed"):
         store.labelled(CONFIGMAP, "n", "app", "x")

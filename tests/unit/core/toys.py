@@ -35,8 +35,9 @@ class Toy:
     kind = FINETUNEJOB
 
     def observe(self, reader: Reader, obj: Object) -> Seen:
-        uid = obj["metadata"]["uid"]
-        return Seen(reader.owned(CONFIGMAP, uid), reader.owned(JOB, uid), reader.refusal(ref_of(obj)))
+        namespace, uid = obj["metadata"]["namespace"], obj["metadata"]["uid"]
+        owned = (reader.owned(kind, namespace, uid) for kind in (CONFIGMAP, JOB))
+        return Seen(*owned, reader.refusal(ref_of(obj)))
 
     def plan(self, obj: Object, observation: Seen, settings: Settings, now: datetime) -> Plan:
         if obj["metadata"]["name"] == "poison":

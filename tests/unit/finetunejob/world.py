@@ -50,7 +50,7 @@ class World:
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         return self.objects.get(Ref(kind.kind, namespace, name))
 
-    def owned(self, kind: Kind, uid: str) -> list[Object]:
+    def owned(self, kind: Kind, namespace: str, uid: str) -> list[Object]:
         return [o for ref, o in sorted(self.objects.items()) if ref.kind == kind.kind and uid in _controllers(o)]
 
     def labelled(self, kind: Kind, namespace: str, label: str, value: str) -> list[Object]:

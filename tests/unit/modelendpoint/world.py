@@ -39,7 +39,7 @@ class World:
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         return self.objects.get(Ref(kind.kind, namespace, name))
 
-    def owned(self, kind: Kind, uid: str) -> list[Object]:
+    def owned(self, kind: Kind, namespace: str, uid: str) -> list[Object]:
         return [o for o in self.of_kind(kind.kind) if o["metadata"].get("ownerReferences", [{}])[0].get("uid") == uid]
 
     def labelled(self, kind: Kind, namespace: str, label: str, value: str) -> list[Object]:
