@@ -20,6 +20,7 @@ _INHERITED = re.compile(
 _NODE = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
 """All pods are on this machine, so collectives go over loopback."""
 _POD_HOST = re.compile(r"\b([a-z0-9][-a-z0-9]*\.[a-z0-9][-a-z0-9]*\.[a-z0-9][-a-z0-9]*)\.svc(?:\.[a-z0-9][-a-z0-9.]*)?")
+_REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 _KEYED_FIELD = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 
 
@@ -82,8 +83,11 @@ def process(pod: Object, place: Place, secret: Callable[[str, str], str]) -> Pro
     environment |= {"HOME": str(place.scratch), "HOSTNAME": pod["spec"].get("hostname", pod["metadata"]["name"])}
     if "/tmp" in place.paths:  # noqa: S108 - a path in the container
         environment["TMPDIR"] = str(place.paths["/tmp"])  # noqa: S108
+    given: dict[str, str] = {}
     for entry in container.get("env", []):
-        environment[entry["name"]] = place.translate(_value(entry, pod, place, secret))
+        value = _value(entry, pod, place, secret)
+        given[entry["name"]] = _expanded(value, given) if "value" in entry else value
+    environment |= {name: place.translate(value) for name, value in given.items()}
     return Process(command(container["command"] + container.get("args", []), place), environment, place.scratch)
 
 
@@ -102,6 +106,15 @@ def _value(entry: Mapping[str, Any], pod: Object, place: Place, secret: Callable
     if field := source.get("fieldRef"):
         return _field(field["fieldPath"], pod, place)
     raise Unsupported(f"env {entry['name']}: no source of kind {', '.join(source)} in local mode")
+
+
+def _expanded(value: str, earlier: Mapping[str, str]) -> str:
+    """As a kubelet: `$$` is `$`, `$(NAME)` the value of an earlier variable, or stays as it is where there is none."""
+
+    def replacement(found: re.Match[str]) -> str:
+        return "$" if found[0] == "$$" else earlier.get(found[1], found[0])
+
+    return _REFERENCE.sub(replacement, value)
 
 
 def _field(path: str, pod: Object, place: Place) -> str:

@@ -54,13 +54,18 @@ def resources(asked: Resources | None, *, only: Sequence[str] | None = None) -> 
 
 
 def environment(ours: Mapping[str, str | Object], user: PodShape) -> list[Object]:
-    """Environment variables by name; ours win. A dictionary is a `valueFrom`."""
+    """Environment variables by name; ours win. A dictionary is a `valueFrom`, a string is taken literally."""
     theirs = {variable.name: variable.value for variable in user.env or []}
     merged: dict[str, str | Object] = {**theirs, **_HOME_VARIABLES, **ours}
     return [
-        {"name": name, **({"value": value} if isinstance(value, str) else {"valueFrom": value})}
+        {"name": name, **({"value": literal(value)} if isinstance(value, str) else {"valueFrom": value})}
         for name, value in merged.items()
     ]
+
+
+def literal(value: str) -> str:
+    """A value that the kubelet turns back into this one: it reads `$(NAME)` as another variable, and `$$` as `$`."""
+    return value.replace("$", "$$")
 
 
 _HOME_VARIABLES: dict[str, str] = {

@@ -16,7 +16,11 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 SECRET = {"secretRef": {"name": "s3"}}
 DEFAULTS = {
     "resources": {"limits": {"nvidia.com/gpu": 4, "cpu": 10, "memory": "8Gi"}, "sharedMemory": "1Gi"},
-    "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "HF_HUB_OFFLINE", "value": "0"}],
+    "env": [
+        {"name": "NCCL_DEBUG", "value": "INFO"},
+        {"name": "HF_HUB_OFFLINE", "value": "0"},
+        {"name": "LITERAL", "value": "$(HOME) $$"},
+    ],
     "labels": {"team": "blue", "trimtab.dev/job": "forged"},
     "tolerations": [{"key": "gpu", "operator": "Exists"}],
     "nodeSelector": {"pool": "gpu"},
@@ -110,6 +114,7 @@ def test_training_pods_are_restricted_offline_and_find_each_other() -> None:
     env = {e["name"]: e.get("value") for e in container["env"]}
     assert len(env) == len(container["env"])
     assert (env["HF_HUB_OFFLINE"], env["NCCL_DEBUG"]) == ("1", "INFO")
+    assert env["LITERAL"] == "$$(HOME) $$$$", "a kubelet turns it back into what the user wrote"
     assert json.loads(env["TRIMTAB_VOLUMES"]) == {"models": "/var/run/trimtab/volumes/models"}
     (job,) = made.jobs("two")
     name = job["metadata"]["name"]

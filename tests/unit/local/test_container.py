@@ -62,15 +62,21 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a/b']"}}},
         {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
         {"name": "CONFIG", "value": "/etc/trimtab"},
+        {"name": "EXPANDED", "value": "$(LABEL) $(absent) $5"},
+        {"name": "LITERAL", "value": "$$(LABEL) $$$$"},
     ]
     made = process(pod(env=env, args=["/etc/trimtab/x"]), PLACE, lambda name, key: f"{name}/{key}")
     assert made.command == (sys.executable, "-V", "/w/pods/default/p/volumes/config/x")
     environment = made.environment
-    assert {name: environment[name] for name in ("IP", "LABEL", "TOKEN", "CONFIG", "https_proxy")} == {
+    assert {
+        name: environment[name] for name in ("IP", "LABEL", "TOKEN", "CONFIG", "EXPANDED", "LITERAL", "https_proxy")
+    } == {
         "IP": "127.1.2.3",
         "LABEL": "l",
         "TOKEN": "s/k",
         "CONFIG": "/w/pods/default/p/volumes/config",
+        "EXPANDED": "l $(absent) $5",
+        "LITERAL": "$(LABEL) $$",
         "https_proxy": "http://proxy",
     }
     assert "AWS_SECRET_ACCESS_KEY" not in environment, "a pod gets no credential of the user by accident"
