@@ -31,6 +31,9 @@ BAD_NAME = Reason("BadName", "A claim or Secret name, or a path, can't exist.", 
 FILE_URI = Reason(
     "FileUriNotAllowed", "`file:///` is for local mode only.", "Put the data on a claim or in an object store."
 )
+BAD_HOST = Reason(
+    "HostNotAllowed", "A URI leads to the pod itself or to its node's metadata service.", "Name the server of the file."
+)
 MISFIT = Reason("InvalidStage", "The values of a stage, defaults merged, contradict each other.", "See the message.")
 CLAIM_MISSING = Reason("ClaimMissing", "A PersistentVolumeClaim is not there.", "Create it; the job goes on by itself.")
 CLAIM_LOST = Reason("ClaimLost", "The volume behind a claim is gone.", "Restore the volume, or recreate the claim.")

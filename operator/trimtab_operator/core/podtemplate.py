@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from trimtab_operator.api.pod import PodShape, Resources
 from trimtab_operator.core.kube import Object
@@ -17,6 +16,7 @@ CONFIG_PATH = "/etc/trimtab"
 HOME = "/home/trimtab"
 TERMINATION_LOG = "/dev/termination-log"
 _USER = 65532
+_CLAIM = re.compile("pvc://([^/?#]*)")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
@@ -27,8 +27,8 @@ def is_object_name(name: str) -> bool:
 
 def claim_of(uri: str) -> str | None:
     """The claim of a `pvc://CLAIM/PATH` URI; None for another scheme."""
-    parts = urlsplit(uri)
-    return parts.netloc if parts.scheme == "pvc" else None
+    found = _CLAIM.match(uri)
+    return found[1] if found else None
 
 
 def owner_reference(owner: Object) -> Object:

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.reasons import Reason
+from trimtab_operator.core.addresses import refused_host
 from trimtab_operator.core.podtemplate import claim_of, is_object_name
 from trimtab_operator.core.quantity import number
 from trimtab_operator.core.settings import Settings
@@ -60,6 +61,15 @@ def file_uris_are_allowed(question: Question) -> Verdict | None:
     if local is None or question.settings.allow_file_uris:
         return None
     return _final(reasons.FILE_URI, f"{local}: file:// works in local mode only; put the data on a claim (pvc://…)")
+
+
+def hosts_are_servers(question: Question) -> Verdict | None:
+    """No URI leads a pod to its node's metadata service or to itself; in local mode the pod is the user's machine."""
+    for uri in uris_of(question.job):
+        cause = refused_host(uri)
+        if cause is not None and not question.settings.allow_file_uris:
+            return _final(reasons.BAD_HOST, f"{uri}: {cause}")
+    return None
 
 
 def stages_fit(question: Question) -> Verdict | None:
@@ -122,6 +132,7 @@ def endpoint_is_known(question: Question) -> Verdict | None:
 CHECKS: tuple[Check, ...] = (
     names_can_exist,
     file_uris_are_allowed,
+    hosts_are_servers,
     stages_fit,
     model_is_another_jobs,
     claims_exist,

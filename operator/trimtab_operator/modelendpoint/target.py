@@ -10,7 +10,7 @@ from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.modelendpoint import ModelEndpoint, Revision
 from trimtab_operator.api.reasons import Reason
 from trimtab_operator.api.status import JobPhase
-from trimtab_operator.core.podtemplate import is_object_name
+from trimtab_operator.core.podtemplate import claim_of, is_object_name
 from trimtab_operator.modelendpoint.observe import source_of
 
 REVISION_LENGTH = 12
@@ -30,8 +30,7 @@ def target(endpoint: ModelEndpoint, source: FineTuneJob | None) -> Revision | Wa
     model = endpoint.spec.model
     names = source_of(model.uri)
     if names is None:
-        parts = urlsplit(model.uri)
-        if not is_object_name(parts.netloc) or ".." in unquote(parts.path).split("/"):
+        if not is_object_name(claim_of(model.uri) or "") or ".." in unquote(urlsplit(model.uri).path).split("/"):
             return Waiting(reasons.BAD_NAME, f"spec.model.uri {model.uri}: no claim and path of that name can exist")
         if model.digest is None:
             return Waiting(reasons.BAD_NAME, "spec.model.digest is missing; set the sha256 of the artifact's manifest")

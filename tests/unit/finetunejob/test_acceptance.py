@@ -26,6 +26,29 @@ def data(uri: str) -> dict[str, Any]:
             "BadName",
             "'../../etc' is not the name of a Secret",
         ),
+        (spec(stage(**data("pvc://[models/x"))), "BadName", "'[models' is not the name of a PersistentVolumeClaim"),
+        *(
+            (spec(stage(**data(f"https://{host}/x.jsonl"))), "HostNotAllowed", "expected https://HOST/PATH")
+            for host in ("[::1", "a_b", "%31%32%37.0.0.1", "\uff11\uff12\uff17.0.0.1", "host:99999", "-")
+        ),
+        *(
+            (spec(stage(**data(f"https://{host}/x.jsonl"))), "HostNotAllowed", "name the server that has the file")
+            for host in (
+                *(
+                    "localhost",
+                    "LOCALHOST.",
+                    "a.localhost",
+                    "127.0.0.1",
+                    "127.1",
+                    "2130706433",
+                    "0x7f000001",
+                    "0177.0.0.1",
+                ),
+                *("0.0.0.0", "0", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[0:0:0:0:0:ffff:7f00:1]", "127.0.0.1:8443"),
+                *("169.254.169.254", "0xa9fea9fe", "2852039166", "[fe80::1]", "[::ffff:a9fe:a9fe]", "[fd00:ec2::254]"),
+                *("metadata.google.internal", "metadata.google.internal.", "100.100.100.200", "255.255.255.255"),
+            )
+        ),
         (spec(stage(**data("file:///etc/passwd"))), "FileUriNotAllowed", "put the data on a claim"),
         (
             spec(stage(train={"learningRate": 1e-5, "minimumLearningRate": 1e-4})),
@@ -56,6 +79,13 @@ def test_what_no_change_of_the_world_can_mend_fails_at_once(made: dict[str, Any]
     assert words in failed["message"]
     assert world.condition("Accepted")["status"] == "False"
     assert not world.created
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3", "files.team.svc", "example.org:8443", "[2001:db8::1]", "127.example.org"])
+def test_servers_of_the_cluster_and_elsewhere_are_asked(host: str) -> None:
+    world = World(spec(stage(**data(f"https://{host}/x.jsonl"))))
+    world.settle()
+    assert world.condition("Accepted")["status"] == "True"
 
 
 def test_local_mode_takes_files() -> None:
