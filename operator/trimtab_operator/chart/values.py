@@ -100,7 +100,7 @@ class Toggle(ChartModel):
 class AllowLists(Toggle):
     """Which images and service accounts jobs and endpoints may name."""
 
-    images: list[Annotated[str, Field(min_length=1, max_length=512)]] = Field(
+    images: list[Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s'\"\\]+$")]] = Field(
         default=[],
         max_length=64,
         description="Images, or prefixes that end in `*`, e.g. registry.example.com/ml/*. Empty: any image.",
