@@ -22,7 +22,7 @@ GENERATED := crds docs/api.md docs/status.md helm/trimtab/templates/crds helm/tr
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
 
 .PHONY: help setup demo test check lint test-repo test-unit test-trainer test-serving test-local test-controlplane \
-	generate verify requirements clean
+	bench-operator generate verify requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,14 @@ test-local: setup ## Test the whole product as processes on this machine
 test-controlplane: setup ## Test the operator on a real kube-apiserver
 	$(PYTHON) tests/kubernetes/build.py
 	$(PYTEST) -n 2 --dist loadfile tests/controlplane
+
+# Sizes, seconds at rest, and where the table goes.
+JOBS := 100 1000 5000
+REST := 60
+TABLE := bench/README.md
+bench-operator: setup ## Measure the operator with many jobs against a bare loop
+	$(PYTHON) tests/kubernetes/build.py
+	$(PYTHON) -m bench.operator --jobs $(JOBS) --rest-seconds $(REST) --write $(TABLE)
 
 generate: setup ## Write the CRDs, the chart's values and copies, and the reference pages
 	$(PYTHON) -m trimtab_operator.api.generate

@@ -42,8 +42,9 @@ class ControlPlane:
         root: Has `logs/NAME.log` of each component and `audit.log`.
     """
 
-    def __init__(self, root: Path, binaries: Path) -> None:
+    def __init__(self, root: Path, binaries: Path, *, audit_policy: Path = HERE / "audit-policy.yaml") -> None:
         self.root = root
+        self._audit_policy = audit_policy
         self._binaries = binaries
         self._components: dict[str, Component] = {}
         # A child's death signal is bound to the thread that started it, so one thread that lives as long as we do
@@ -115,7 +116,7 @@ class ControlPlane:
             service_account_issuer="https://kubernetes.default.svc",
             service_cluster_ip_range=SERVICE_CIDR,
             allow_privileged="true",
-            audit_policy_file=HERE / "audit-policy.yaml",
+            audit_policy_file=self._audit_policy,
             audit_log_path=self.root / "audit.log",
             audit_log_maxsize=4096,
         )
@@ -241,8 +242,9 @@ class ControlPlane:
             service_account_private_key_file=self._credentials.directory / "service-accounts.key",
             root_ca_file=self.ca,
             leader_elect="false",
-            kube_api_qps=200,
-            kube_api_burst=400,
+            kube_api_qps=1000,
+            kube_api_burst=2000,
+            concurrent_job_syncs=20,
             secure_port=0,
         )
 

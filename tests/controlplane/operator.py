@@ -70,6 +70,12 @@ class Operator:
                 process.fail(f"not ready after {START_SECONDS} s")
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """`kill -9`; nothing if it does not run."""
         if self._process is not None:

@@ -36,6 +36,11 @@ class Component:
                 cwd=log.parent,
             )
 
+    @property
+    def pid(self) -> int:
+        """The id of the process; `setpriv` has become the command."""
+        return self._process.pid
+
     def check(self) -> None:
         """Raises `ClusterError` if the process has ended."""
         if (status := self._process.poll()) is not None:

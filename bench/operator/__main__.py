@@ -1,0 +1,52 @@
+"""`python -m bench.operator`: measures the operator with many jobs against a bare loop, and prints a table."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from bench.operator.run import BenchError, Run, measure, measure_floor, record_one
+from bench.operator.table import machine, table, write
+from tests.kubernetes.build import binaries
+
+HERE = Path(__file__).resolve().parent
+POLICY = HERE / "audit-policy.yaml"
+
+
+async def bench(jobs: list[int], rest_seconds: float) -> list[Run]:
+    """Each size: the floor, then the operator."""
+    found = binaries()
+    recording = await record_one(found)
+    runs = []
+    for count in jobs:
+        print(f"{count} jobs: the floor", flush=True)
+        floor = await measure_floor(found, POLICY, recording, count)
+        print(f"{count} jobs: the operator", flush=True)
+        run = await measure(found, POLICY, count, rest_seconds)
+        run.floor_children_seconds = floor.children
+        runs.append(run)
+        print(table([run]), flush=True)
+    return runs
+
+
+def main() -> None:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(prog="bench.operator", description=__doc__)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 5000])
+    parser.add_argument("--rest-seconds", type=float, default=60, help="how long the operator is watched at rest")
+    parser.add_argument("--write", type=Path, help="file whose marked part becomes the table")
+    arguments = parser.parse_args()
+    try:
+        runs = asyncio.run(bench(arguments.jobs, arguments.rest_seconds))
+    except BenchError as error:
+        sys.exit(f"bench-operator: {error}")
+    text = f"{table(runs)}\n\n{machine()}"
+    print(text)
+    if arguments.write:
+        write(arguments.write, text)
+
+
+if __name__ == "__main__":
+    main()
