@@ -93,7 +93,7 @@ def _reference() -> str:
         "",
         "```console",
         "$ helm install trimtab helm/trimtab --namespace trimtab-system --create-namespace",
-        "$ helm test trimtab --namespace trimtab-system     # trains a tiny model; needs a storage class",
+        "$ helm test trimtab --namespace trimtab-system --timeout 20m    # trains a tiny model; needs a storage class",
         "```",
         "",
         "Helm 3 or 4; Kubernetes 1.30 or newer. Custom resource definitions are upgraded with the chart, and",
