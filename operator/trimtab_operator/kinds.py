@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab_operator.core.complaint_reader import ComplaintReader
+from trimtab_operator.core.complaints import ComplaintBoard
+from trimtab_operator.core.kube import Kube
 from trimtab_operator.core.reconcile import AnyController
 from trimtab_operator.core.runtime import Companion
 from trimtab_operator.core.settings import Settings
@@ -13,7 +16,8 @@ from trimtab_operator.finetunejob.progress import ProgressPoller
 from trimtab_operator.modelendpoint.controller import ModelEndpointController
 
 
-def kinds(settings: Settings) -> tuple[Sequence[AnyController], Sequence[Companion]]:
+def kinds(kube: Kube, settings: Settings) -> tuple[Sequence[AnyController], Sequence[Companion]]:
     """The controllers, and what runs beside them."""
-    board = ProgressBoard()
-    return (FineTuneJobController(board), ModelEndpointController()), (ProgressPoller(board, settings),)
+    progress, complaints = ProgressBoard(), ComplaintBoard()
+    controllers = (FineTuneJobController(progress, complaints), ModelEndpointController())
+    return controllers, (ProgressPoller(progress, settings), ComplaintReader(kube, complaints, settings))

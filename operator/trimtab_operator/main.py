@@ -68,7 +68,7 @@ class Process:
                 observe=metrics.observe_request,
             )
         )
-        controllers, companions = kinds(SETTINGS)
+        controllers, companions = kinds(kube, SETTINGS)
         runtime = Runtime(kube, self.feed, controllers, SETTINGS, companions=companions, metrics=metrics)
         self.runtime = runtime
         await self._stack.enter_async_context(

@@ -6,6 +6,7 @@ Only what `Kube` and `Feed` promise is used, so a difference between the API ser
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime
 
 import pytest
 from tests.kube_contract.support import (
@@ -20,8 +21,10 @@ from tests.kube_contract.support import (
     until_gone,
 )
 
+from trimtab_operator.core.actions import EventNote, EventType
 from trimtab_operator.core.errors import AlreadyExists, Conflict, Invalid, NotFound
-from trimtab_operator.core.kube import CONFIGMAP, FINETUNEJOB, MODELENDPOINT, Change, Kind, Object, kind_of
+from trimtab_operator.core.events import event_for
+from trimtab_operator.core.kube import CONFIGMAP, EVENT, FINETUNEJOB, MODELENDPOINT, Change, Kind, Object, kind_of
 
 A, B = "manager-a", "manager-b"
 
@@ -62,6 +65,20 @@ async def test_an_object_keeps_to_its_own_namespace(api: Api) -> None:
     assert [obj["metadata"]["name"] for obj in await api.kube.list_objects(CONFIGMAP, namespace="default")].count(
         name
     ) == 0
+
+
+async def test_events_are_found_by_what_they_are_about(api: Api) -> None:
+    about = await api.kube.create(configmap(api, unique("about")), manager=A)
+    other = await api.kube.create(configmap(api, unique("other")), manager=A)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    for owner in (about, other):
+        for type_ in EventType:
+            note = EventNote(type_, "Mentioned", f"{type_} about {owner['metadata']['name']}")
+            await api.kube.create(event_for(owner, note, "test", now), manager=A)
+    fields = {"regarding.uid": about["metadata"]["uid"], "type": "Warning"}
+    (found,) = await api.kube.list_objects(EVENT, namespace=api.namespace, fields=fields)
+    assert found["note"] == f"Warning about {about['metadata']['name']}"
+    assert (found["kind"], found["regarding"]["uid"]) == ("Event", about["metadata"]["uid"])
 
 
 async def test_apply_creates_updates_and_drops_what_its_manager_drops(api: Api) -> None:

@@ -62,7 +62,7 @@ class Cluster:
         async with asyncio.TaskGroup() as tasks:
             kubelet = Kubelet(self.kube, self.workdir, self._addresses, self._lock, tasks)
             workloads = Workloads(self.kube, self._is_wanted)
-            controllers, companions = kinds(SETTINGS)
+            controllers, companions = kinds(self.kube, SETTINGS)
             selected: list[Controller[Any]] = [
                 _Selected(each.kind, each, self.training) if each.kind == FINETUNEJOB else each for each in controllers
             ]

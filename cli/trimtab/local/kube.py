@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trimtab.local.fields import SERVER_FIELDS, apply, built_in_list_keys, owned_part
-from trimtab.local.objects import controller_uid, now
+from trimtab.local.objects import at, controller_uid, now
 from trimtab.local.state import Record, State
 from trimtab.manifests.admission import ADMISSIONS
 from trimtab_operator.core.errors import AlreadyExists, Conflict, Invalid, NotFound
@@ -127,10 +127,16 @@ class LocalKube:
         return self.find(kind, namespace, name)
 
     async def list_objects(
-        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str | None] | None = None
+        self,
+        kind: Kind,
+        *,
+        namespace: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Object]:
         """See `Kube.list_objects`."""
-        return self.select(kind, namespace, labels)
+        found = self.select(kind, namespace, labels)
+        return [obj for obj in found if all(at(obj, path) == value for path, value in (fields or {}).items())]
 
     async def list_metadata(
         self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str | None] | None = None

@@ -36,3 +36,11 @@ def condition(obj: Object, kind: str) -> Object:
 def is_true(obj: Object, kind: str) -> bool:
     """Whether a condition holds."""
     return bool(condition(obj, kind).get("status") == "True")
+
+
+def at(obj: Object, path: str) -> object:
+    """The value at a dotted path; None where there is none."""
+    found: object = obj
+    for step in path.split("."):
+        found = found.get(step) if isinstance(found, dict) else None
+    return found

@@ -71,16 +71,53 @@ UNSCHEDULABLE = Reason("Unschedulable", "No node fits a pod; the message is the 
 GATED = Reason("SchedulingGated", "A scheduling gate holds a pod back.", "See who set the gate.")
 IMAGE_PULL = Reason("ImagePullFailed", "An image can't be pulled.", "Check its name and `imagePullSecrets`.")
 CREATE_FAILED = Reason("CreateFailed", "The kubelet can't create a container.", "See the message.")
+INIT_FAILED = Reason("InitFailed", "An init container, which an admission webhook added, fails.", "See its log.")
+MOUNT_FAILED = Reason(
+    "MountFailed",
+    "The kubelet can't mount a volume; the message is the kubelet's.",
+    "Create the Secret or mend the volume that it names; the pod goes on by itself.",
+)
 CRASH_LOOP = Reason("CrashLoop", "A container ends again and again.", "See its log: kubectl logs POD --previous.")
+QUOTA = Reason(
+    "QuotaExceeded",
+    "A ResourceQuota of the namespace has no room for a pod; the message is the API server's.",
+    "Wait, end other work, or have the quota raised; the job goes on by itself.",
+)
+PODS_REFUSED = Reason(
+    "PodsRefused",
+    "An admission rule refuses the pods: Pod Security, a policy or webhook, a LimitRange, an absent ServiceAccount.",
+    "Change what the message names; the Job controller tries again ever more seldom.",
+)
 NO_POD = Reason(
     "NoPod",
-    "The Job controller has created no pod for a minute.",
-    "kubectl describe job JOB; often a quota or an admission rule.",
+    "The Job controller has created too few pods for a minute, and no Event says why.",
+    "kubectl describe job JOB; see whether kube-controller-manager works.",
 )
 SLOW_START = Reason(
     "SlowStart",
     "A pod has a node but has not started for five minutes.",
     "kubectl describe pod POD; often a big image, or a missing Secret or volume.",
+)
+WAITING_FOR_QUOTA = Reason(
+    "WaitingForQuota",
+    "Kueue has not admitted the job: it waits in the queue of `queueName`.",
+    "kubectl describe workload; check that the LocalQueue exists and Kueue runs.",
+)
+EVICTED = Reason("Evicted", "Kueue took the quota back; the pods save a checkpoint, and the job is queued again.")
+JOB_SUSPENDED = Reason(
+    "JobSuspended",
+    "Someone other than this job's spec has suspended a Job of it.",
+    "See who; Kueue does so to Jobs without a queue in namespaces that it manages.",
+)
+NODE_NOT_READY = Reason(
+    "NodeNotReady",
+    "The node of a running pod does not answer. It may come back; after some minutes its pods are taken away.",
+    "kubectl describe node NODE.",
+)
+NODE_LOST = Reason(
+    "NodeLost",
+    "A pod should have ended and its node does not answer, so that the next attempt can't be sure that it has.",
+    "Once the node is surely off: kubectl delete node NODE; the attempt goes on elsewhere for free.",
 )
 DISRUPTED = Reason("Disrupted", "The cluster takes a pod away (eviction, preemption, lost node); it restarts for free.")
 
@@ -100,6 +137,11 @@ SUPERSEDED = Reason(
 # Complete, Failed
 COMPLETED = Reason("Completed", "Every stage is done, and the rollout if there is one.")
 DEADLINE = Reason("DeadlineExceeded", "The job ran for `activeDeadlineSeconds`.", "Create a new job with more time.")
+STARTING_DEADLINE = Reason(
+    "StartingDeadlineExceeded",
+    "An attempt's pods did not all start within `startingDeadlineSeconds`.",
+    "Mend what the message names, then create a new job, or give it more time.",
+)
 REPORT_MISSING = Reason(
     "ReportMissing",
     "A pod ended well without a termination message.",

@@ -40,6 +40,8 @@ PODS = (
     Reason("OOMKilled", "A pod ran out of memory.", "Raise the memory limit, or lower engine.maxModelLen."),
     Reason("CrashLoop", "A container ends again and again.", "See its log: kubectl logs POD --previous."),
     Reason("ImagePullFailed", "An image can't be pulled.", "Check its name and `imagePullSecrets`."),
+    Reason("InitFailed", "An init container, which an admission webhook added, fails.", "See its log."),
+    Reason("NodeNotReady", "The node of a pod does not answer.", "kubectl describe node NODE."),
     Reason("CreateFailed", "The kubelet can't create a container.", "See the message."),
     Reason("Unschedulable", "No node fits a pod; the message is the scheduler's.", "Free or add capacity."),
     Reason("SchedulingGated", "A scheduling gate holds a pod back.", "See who set the gate."),

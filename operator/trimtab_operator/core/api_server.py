@@ -57,10 +57,15 @@ class ApiServer:
             return None
 
     async def list_objects(
-        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str | None] | None = None
+        self,
+        kind: Kind,
+        *,
+        namespace: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Object]:
         """See `Kube.list_objects`."""
-        return await self._list(kind, namespace, labels, _JSON)
+        return await self._list(kind, namespace, labels, _JSON, fields)
 
     async def list_metadata(
         self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str | None] | None = None
@@ -98,9 +103,16 @@ class ApiServer:
         return await self._request("PATCH", path, body=obj, params=params, content_type=_APPLY)
 
     async def _list(
-        self, kind: Kind, namespace: str | None, labels: Mapping[str, str | None] | None, accept: str
+        self,
+        kind: Kind,
+        namespace: str | None,
+        labels: Mapping[str, str | None] | None,
+        accept: str,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Object]:
         params = {"limit": str(PAGE)}
+        if fields:
+            params["fieldSelector"] = ",".join(f"{path}={value}" for path, value in fields.items())
         if labels:
             params["labelSelector"] = ",".join(
                 key if value is None else f"{key}={value}" for key, value in labels.items()

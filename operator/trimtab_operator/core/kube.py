@@ -72,9 +72,17 @@ class Kube(Protocol):
         """The live object; None where there is none."""
 
     async def list_objects(
-        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str | None] | None = None
+        self,
+        kind: Kind,
+        *,
+        namespace: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Object]:
-        """Live objects, each with `apiVersion` and `kind`. A label value of None asks for its presence."""
+        """Live objects, each with `apiVersion` and `kind`. A label value of None asks for its presence.
+
+        `fields`: path to value, of those by which the kind can be selected.
+        """
 
     async def list_metadata(
         self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str | None] | None = None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from trimtab_operator.core.kube import Object
+from trimtab_operator.core.podproblems import Stuck, stuck
 
-_CREATE_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
-_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 _LOST_REASONS = ("Evicted", "NodeLost", "NodeShutdown", "Terminated", "Preempting")
 """`status.reason` of a pod that its node or the scheduler ended."""
+_TRACKING = "batch.kubernetes.io/job-tracking"
+_MAIN = ("trainer", "vllm")
+"""Our containers; admission webhooks of others add some."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,11 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Stuck:
-    """Why a pod does not start, or does not stay up; worded so that it does not change while the cause stays."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
 class PodView:
-    """One pod with one container."""
+    """One pod and its main container."""
 
     name: str
+    uid: str = ""
     owner_uid: str = ""
     owner_name: str = ""
     """Uid and name of the controller."""
@@ -53,6 +48,11 @@ class PodView:
     created: str = ""
     ready: bool = False
     deleting: bool = False
+    gone_by: str = ""
+    """When a deleted pod should be gone: its grace period included."""
+    tracked: bool = False
+    """The Job controller will count how it ends: it has its finalizer."""
+    memory_limit: str = ""
     disrupted: str | None = None
     """Why the cluster took the pod away (eviction, preemption, a lost node); None where it did not."""
     ended: Ended | None = None
@@ -80,14 +80,17 @@ def pod_view(pod: Object) -> PodView:
     """The view of a raw Pod; what is missing in it counts as not said."""
     metadata, status = pod["metadata"], pod.get("status", {})
     owner: Object = next((o for o in metadata.get("ownerReferences", []) if o.get("controller")), {})
-    container: Object = next(iter(status.get("containerStatuses") or []), {})
+    spec: Object = pod.get("spec", {})
+    container = _main(status.get("containerStatuses"))
     conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
     labels = metadata.get("labels") or {}
     index = labels.get("batch.kubernetes.io/job-completion-index") or (metadata.get("annotations") or {}).get(
         "batch.kubernetes.io/job-completion-index", "0"
     )
+    node = spec.get("nodeName")
     return PodView(
         name=metadata["name"],
+        uid=metadata.get("uid", ""),
         owner_uid=owner.get("uid", ""),
         owner_name=owner.get("name", ""),
         labels=labels,
@@ -95,16 +98,27 @@ def pod_view(pod: Object) -> PodView:
         phase=status.get("phase", "Pending"),
         reason=status.get("reason", ""),
         message=status.get("message", ""),
-        node=pod.get("spec", {}).get("nodeName"),
+        node=node,
         ip=status.get("podIP"),
         created=metadata.get("creationTimestamp", ""),
         ready=conditions.get("Ready", {}).get("status") == "True",
         deleting="deletionTimestamp" in metadata,
+        gone_by=metadata.get("deletionTimestamp", ""),
+        tracked=_TRACKING in (metadata.get("finalizers") or ()),
+        memory_limit=str(
+            ((_main(spec.get("containers")).get("resources") or {}).get("limits") or {}).get("memory", "")
+        ),
         disrupted=_disrupted(status, conditions),
         ended=_ended(container.get("state")),
         previous=_ended(container.get("lastState")),
-        stuck=_stuck(metadata["name"], container, conditions),
+        stuck=stuck(metadata["name"], node, status, container),
     )
+
+
+def _main(containers: Sequence[Object] | None) -> Object:
+    """Our container, or the status of it; empty where there is none yet."""
+    found = containers or []
+    return next((c for c in found if c.get("name") in _MAIN), next(iter(found), {}))
 
 
 def pod_age(pod: PodView, now: datetime) -> float:
@@ -130,22 +144,3 @@ def _ended(state: Object | None) -> Ended | None:
         message=terminated.get("message") or "",
         finished_at=terminated.get("finishedAt") or "",
     )
-
-
-def _stuck(name: str, container: Object, conditions: Mapping[str, Object]) -> Stuck | None:
-    waiting = (container.get("state") or {}).get("waiting") or {}
-    reason = waiting.get("reason", "")
-    if reason in _IMAGE_REASONS:
-        image = container.get("image", "")
-        return Stuck(
-            "ImagePullFailed",
-            f"pod {name}: the image {image!r} can't be pulled; check its name, and imagePullSecrets for a private one",
-        )
-    if reason in _CREATE_REASONS:
-        return Stuck("CreateFailed", f"pod {name}: {waiting.get('message') or reason}")
-    if reason == "CrashLoopBackOff":
-        return Stuck("CrashLoop", f"pod {name} ends again and again; see kubectl logs {name} --previous")
-    scheduled = conditions.get("PodScheduled", {})
-    if scheduled.get("status") == "False" and scheduled.get("reason") in ("Unschedulable", "SchedulingGated"):
-        return Stuck(scheduled["reason"], f"pod {name}: {scheduled.get('message') or 'no node fits'}")
-    return None

@@ -31,6 +31,8 @@ class Settings(BaseModel):
     resync_seconds: float = Field(default=600, gt=0)
     progress_poll_seconds: float = Field(default=10, gt=0)
     """Between two questions to one stage's `/progress`, and so between two progress writes."""
+    complaint_seconds: float = Field(default=20, gt=0)
+    """A child that does not get on for so long is asked about: the API's Events say why."""
     requests_per_second: float = Field(default=500, gt=0)
     request_burst: int = Field(default=1000, ge=1)
     backoff_cap_seconds: float = Field(default=120, gt=0)

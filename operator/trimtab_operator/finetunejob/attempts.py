@@ -193,6 +193,9 @@ def outcome(
     attempt: int, job: JobView, pods: Sequence[PodView], now: datetime
 ) -> Interrupted | Succeeded | Failed | None:
     """How the attempt ended; None while it goes on."""
+    if job.was_suspended and not job.failing:
+        # From pods that a suspension removes the Job controller takes its finalizer, and does not count how they end.
+        pods = [pod for pod in pods if pod.tracked or not pod.deleting]
     late = job.finished and _remaining(job.ended_at, EVIDENCE_SECONDS, now) <= 0
     if job.complete:
         lead = next((pod for pod in pods if pod.index == 0 and pod.over), None)
@@ -224,10 +227,9 @@ def failure_of(attempt: int, pod: PodView) -> Failure:
     report = failure_report(pod.ended.message)
     named = _REASONS.get(ExitCode(code)) if code in list(ExitCode) else None
     if pod.ended.reason == "OOMKilled":
-        reason, message = (
-            "OOMKilled",
-            f"pod {pod.name} ran out of memory; raise its memory limit or lower microBatchSize",
-        )
+        limit = f" (limit {pod.memory_limit})" if pod.memory_limit else ""
+        told = f"pod {pod.name} ran out of memory{limit}; raise its memory limit or lower microBatchSize"
+        reason, message = "OOMKilled", told
     elif report is not None:
         reason, message = report.reason, report.message
     else:

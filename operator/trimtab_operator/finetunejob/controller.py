@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from trimtab_operator.api.base import parsed
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.core.actions import Plan
+from trimtab_operator.core.complaints import ComplaintBoard, Subject
 from trimtab_operator.core.controller import Reader
 from trimtab_operator.core.interests import Interests
 from trimtab_operator.core.kube import FINETUNEJOB, Object, Ref, ref_of
@@ -17,12 +19,13 @@ from trimtab_operator.finetunejob.plan import plan
 
 
 class FineTuneJobController:
-    """Reconciles FineTuneJobs. `board` is shared with the progress poller."""
+    """Reconciles FineTuneJobs. The boards are shared with those who ask: pods for progress, the API for complaints."""
 
     kind = FINETUNEJOB
 
-    def __init__(self, board: ProgressBoard | None = None) -> None:
+    def __init__(self, board: ProgressBoard | None = None, complaints: ComplaintBoard | None = None) -> None:
         self.board = board or ProgressBoard()
+        self.complaints = complaints or ComplaintBoard()
         self._interests = Interests()
 
     def observe(self, reader: Reader, obj: Object) -> Observation:
@@ -34,7 +37,10 @@ class FineTuneJobController:
         self._interests.note(owner, () if job.status.completion_time else foreign(job, owner.namespace))
         seen = observe(reader, obj, job)
         self.board.watch(owner, targets(job, seen))
-        return seen.with_progress(self.board.progress(owner))
+        self.complaints.watch(owner, subjects(job, seen, owner.namespace))
+        progress = {target.stage: answer for target, answer in self.board.answers(owner).items()}
+        complaints = {subject.uid: said for subject, said in self.complaints.answers(owner).items() if said}
+        return replace(seen, progress=progress, complaints=complaints)
 
     def plan(self, obj: Object, observation: Observation, settings: Settings, now: datetime) -> Plan:
         """The next actions and the whole status."""
@@ -53,3 +59,17 @@ def targets(job: FineTuneJob, seen: Observation) -> list[Target]:
         for pod in seen.pods
         if pod.owner_uid in uids and pod.index == 0 and pod.phase == "Running" and pod.ip and not pod.deleting
     ]
+
+
+def subjects(job: FineTuneJob, seen: Observation, namespace: str) -> list[Subject]:
+    """Running attempts' Jobs that lack pods, and pods that have a node and do not start."""
+    if job.status.completion_time:
+        return []
+    current = [known for known in seen.jobs if not known.finished and not known.suspended and not known.deleting]
+    found = []
+    for each in current:
+        pods = [pod for pod in seen.pods if pod.owner_uid == each.uid]
+        if len(pods) + each.succeeded < each.size:
+            found.append(each.uid)
+        found += [pod.uid for pod in pods if pod.phase == "Pending" and pod.node is not None and not pod.deleting][:1]
+    return [Subject(namespace, uid) for uid in found]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from trimtab_operator.api.base import parsed
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.modelendpoint import ModelEndpoint
+from trimtab_operator.core.complaints import Complaint
 from trimtab_operator.core.controller import Reader
 from trimtab_operator.core.kube import CLAIM, CONFIGMAP, FINETUNEJOB, JOB, MODELENDPOINT, POD, Object, Ref, ref_of
 from trimtab_operator.core.names import (
@@ -45,6 +46,17 @@ class JobView:
     ended_at: str = ""
     """When Complete or Failed was set."""
     deleting: bool = False
+    size: int = 1
+    """Pods that must succeed."""
+    succeeded: int = 0
+    started: str = ""
+    """When it began, or went on after a suspension; empty before the Job controller has said."""
+    suspended: bool = False
+    """Kueue, or someone else, holds it: it has no pods, or loses them."""
+    was_suspended: bool = False
+    """It is suspended or has been."""
+    failing: bool = False
+    """The Job controller has counted a failure."""
 
     @property
     def finished(self) -> bool:
@@ -76,6 +88,8 @@ class Observation:
     """The job that `model.uri` names by job://."""
     progress: Mapping[str, Progress] = field(default_factory=dict)
     """Stage to the newest answer of its running attempt."""
+    complaints: Mapping[str, Complaint] = field(default_factory=dict)
+    """Uid of a Job or pod that does not get on, to the newest Warning about it."""
     refusal: Refusal | None = None
 
     def jobs_of(self, role: str) -> tuple[JobView, ...]:
@@ -92,10 +106,6 @@ class Observation:
             ],
             default=0,
         )
-
-    def with_progress(self, progress: Mapping[str, Progress]) -> Observation:
-        """The same, with the pods' answers."""
-        return replace(self, progress=progress)
 
     def pods_of(self, role: str) -> tuple[PodView, ...]:
         """Pods of prepare or of one stage, of any attempt."""
@@ -192,7 +202,9 @@ def attempt_of(labels: Mapping[str, str]) -> int:
 def _job_view(job: Object) -> JobView:
     metadata = job["metadata"]
     labels = metadata.get("labels") or {}
-    held = {c["type"]: c for c in job.get("status", {}).get("conditions") or [] if c.get("status") == "True"}
+    spec, status = job["spec"], job.get("status", {})
+    conditions = status.get("conditions") or []
+    held = {c["type"]: c for c in conditions if c.get("status") == "True"}
     end = held.get("Complete") or held.get("Failed") or {}
     return JobView(
         name=metadata["name"],
@@ -205,6 +217,12 @@ def _job_view(job: Object) -> JobView:
         message=end.get("message", ""),
         ended_at=end.get("lastTransitionTime", ""),
         deleting="deletionTimestamp" in metadata,
+        size=spec.get("completions") or 1,
+        succeeded=status.get("succeeded") or 0,
+        started=status.get("startTime") or "",
+        suspended=bool(spec.get("suspend")),
+        was_suspended=bool(spec.get("suspend")) or any(c["type"] == "Suspended" for c in conditions),
+        failing="Failed" in held or "FailureTarget" in held,
     )
 
 

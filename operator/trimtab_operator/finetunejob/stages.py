@@ -19,7 +19,7 @@ from trimtab_operator.api.status import (
     StageStatus,
 )
 from trimtab_operator.core.conditions import timestamp
-from trimtab_operator.core.pods import Stuck
+from trimtab_operator.core.podproblems import Stuck
 from trimtab_operator.core.quantity import memory
 from trimtab_operator.core.reports import clean
 from trimtab_operator.finetunejob.attempts import State, Step

@@ -11,7 +11,8 @@ from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.status import ArtifactStatus, Images, PrepareStatus, StagePhase, StageStatus
 from trimtab_operator.core.actions import Action, Apply, Create, Delete
 from trimtab_operator.core.kube import JOB, SERVICE, Object, kind_of
-from trimtab_operator.core.pods import Stuck
+from trimtab_operator.core.podproblems import Stuck
+from trimtab_operator.core.reports import clean
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob import manifests
 from trimtab_operator.finetunejob.attempts import Record, State, Step, advance
@@ -49,6 +50,8 @@ class Role:
     step: Step
     stuck: Stuck | None = None
     requeue: float | None = None
+    overdue: bool = False
+    """Its pods have had their time to start."""
 
     @property
     def active(self) -> bool:
@@ -109,6 +112,8 @@ def _prepare(situation: Situation, walked: Walked) -> Walked:
     if role.step.state is State.SUCCEEDED:
         found = _with_report(situation, walked, role.step)
         return replace(walked, failed=_problem(role, found)) if isinstance(found, Problem) else found
+    if role.overdue:
+        return replace(walked, failed=_overdue(situation, role))
     return _join(
         situation,
         walked,
@@ -159,6 +164,8 @@ def _train(situation: Situation, walked: Walked, index: int, stage: Effective) -
     walked = _put(walked, index, status)
     if step.state is State.FAILED:
         return replace(walked, failed=_failed(role))
+    if role.overdue:
+        return replace(walked, failed=_overdue(situation, role))
     return _join(
         situation,
         walked,
@@ -186,8 +193,16 @@ def _role(situation: Situation, role: str, name: str, record: Record, retries: i
     start = Start()
     current = next((job for job in jobs if job.uid == step.record.job_uid), None)
     if step.state is State.RUNNING and current is not None:
-        start = starting(current, [pod for pod in pods if pod.owner_uid == current.uid], now)
-    return Role(name, step, start.stuck, soonest((step.requeue, start.requeue)))
+        spec = situation.job.spec
+        start = starting(
+            current,
+            [pod for pod in pods if pod.owner_uid == current.uid],
+            seen.complaints,
+            now,
+            queue=spec.queue_name if role != PREPARE else None,
+            deadline=spec.starting_deadline_seconds,
+        )
+    return Role(name, step, start.stuck, soonest((step.requeue, start.requeue)), start.overdue)
 
 
 def _join(situation: Situation, walked: Walked, role: Role, objects: Callable[[], list[Object]]) -> Walked:
@@ -222,6 +237,13 @@ def _failed(role: Role) -> Because:
     last = role.step.record.failures.last
     reason = last.reason if last else "Error"
     return Because(reason, f"{role.name}, attempt {role.step.record.attempt}: {role.step.message}")
+
+
+def _overdue(situation: Situation, role: Role) -> Because:
+    told = f"its pods have not all started within {situation.job.spec.starting_deadline_seconds} s"
+    cause = f": {role.stuck.message}" if role.stuck else ""
+    place = f"{role.name}, attempt {role.step.record.attempt}"
+    return Because(reasons.STARTING_DEADLINE.name, clean(f"{place}: {told}{cause}", 4096))
 
 
 def _problem(role: Role, problem: Problem) -> Because:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from trimtab_operator.api import modelendpoint_reasons as reasons
 from trimtab_operator.core.names import LABEL_REVISION
-from trimtab_operator.core.pods import Ended, PodView, Stuck
+from trimtab_operator.core.podproblems import Stuck
+from trimtab_operator.core.pods import Ended, PodView
 from trimtab_operator.core.reports import clean, failure_report
 
 _STOPPED = (0, 143)

@@ -17,7 +17,7 @@ from trimtab_operator.api.modelendpoint import (
 from trimtab_operator.core.conditions import set_condition
 from trimtab_operator.core.kube import Object
 from trimtab_operator.core.plainjson import compact
-from trimtab_operator.core.pods import Stuck
+from trimtab_operator.core.podproblems import Stuck
 from trimtab_operator.core.refusals import Refusal
 from trimtab_operator.core.reports import clean
 from trimtab_operator.modelendpoint.observe import DeploymentView

@@ -270,11 +270,14 @@ def test_pod_that_cannot_start_shows_as_the_reason(
 def test_image_pull_messages_alternate_but_the_status_does_not() -> None:
     world = prepared()
     (pod,) = world.pods("one")
-    for reason in ("ErrImagePull", "ImagePullBackOff"):
-        waiting = {"reason": reason, "message": f"words of {reason}"}
+    cause = 'failed to resolve reference "docker.io/library/nope:1": not found'
+    told = {"ErrImagePull": cause, "ImagePullBackOff": f'Back-off pulling image "nope:1": ErrImagePull: {cause}'}
+    for reason, message in told.items():
+        waiting = {"reason": reason, "message": message}
         pod["status"] = {"phase": "Pending", "containerStatuses": [{"image": "nope:1", "state": {"waiting": waiting}}]}
         world.settle()
-    pod["status"]["containerStatuses"][0]["state"]["waiting"] = {"reason": "ErrImagePull", "message": "again"}
+    assert world.condition("Progressing")["message"].endswith(f"for a private one: {cause}")
+    pod["status"]["containerStatuses"][0]["state"]["waiting"] = {"reason": "ErrImagePull", "message": cause}
     assert not world.reconcile()
 
 

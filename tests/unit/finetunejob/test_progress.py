@@ -66,7 +66,7 @@ async def poll(board: ProgressBoard) -> list[Ref]:
 
 async def test_news_is_kept_and_wakes_once(pod: Pod, board: ProgressBoard) -> None:
     assert await poll(board) == [OWNER]
-    assert board.progress(OWNER) == {"one": news(1)}
+    assert board.answers(OWNER) == {TARGET: news(1)}
     assert await poll(board) == []
     pod.body = dump(news(2))
     assert await poll(board) == [OWNER]
@@ -77,7 +77,7 @@ async def test_nonsense_changes_nothing(pod: Pod, board: ProgressBoard, body: st
     await poll(board)
     pod.body = body
     assert await poll(board) == []
-    assert board.progress(OWNER) == {"one": news(1)}
+    assert board.answers(OWNER) == {TARGET: news(1)}
 
 
 async def test_silence_errors_and_redirects_change_nothing(pod: Pod, board: ProgressBoard) -> None:
@@ -91,13 +91,13 @@ async def test_silence_errors_and_redirects_change_nothing(pod: Pod, board: Prog
     assert await poll(board) == []
     board.watch(OWNER, [Target("pod-0", "one", "example.org")])
     assert await poll(board) == []
-    assert board.progress(OWNER) == {}
+    assert board.answers(OWNER) == {}
 
 
 async def test_next_attempts_pod_does_not_inherit(pod: Pod, board: ProgressBoard) -> None:
     await poll(board)
     board.watch(OWNER, [Target("pod-1", "one", "127.0.0.1")])
-    assert board.progress(OWNER) == {}
+    assert board.answers(OWNER) == {}
 
 
 async def test_runs_beside_the_loop_and_forgets_who_is_gone(pod: Pod, board: ProgressBoard) -> None:

@@ -180,6 +180,9 @@ class World:
 
     # -- Job controller and kubelet
     def _start(self, job: Object) -> None:
+        if job["spec"].get("suspend"):
+            self._suspended(job, "True")
+            return
         for index in range(job["spec"]["completions"]):
             template = job["spec"]["template"]
             name = f"{job['metadata']['name']}-{index}-x"
@@ -193,6 +196,7 @@ class World:
                         **template["metadata"]["labels"],
                         "batch.kubernetes.io/job-completion-index": str(index),
                     },
+                    "finalizers": ["batch.kubernetes.io/job-tracking"],
                     "ownerReferences": [
                         {
                             "apiVersion": "batch/v1",
@@ -210,6 +214,28 @@ class World:
 
     def end(self, pod: Object, code: int, message: str = "", reason: str = "Error", *, disrupted: bool = False) -> None:
         """A pod's container ends; the Job controller draws the conclusion."""
+        self.finish(pod, code, message, reason, disrupted=disrupted)
+        uid = pod["metadata"]["ownerReferences"][0]["uid"]
+        job = next((o for o in self.jobs() if o["metadata"]["uid"] == uid), None)
+        if "deletionTimestamp" in pod["metadata"]:
+            self.remove(pod)
+        if job is None:
+            return
+        if not pod["metadata"]["finalizers"]:
+            if not job["spec"].get("suspend") and not [p for p in self.pods() if uid in _controllers(p)]:
+                self._start(job)
+            return
+        if code != 0:
+            for other in [p for p in self.pods() if uid in _controllers(p) and p["status"]["phase"] == "Running"]:
+                other["metadata"]["deletionTimestamp"] = timestamp(self.now)
+            self._conclude(job, "Failed", "BackoffLimitExceeded")
+        elif all(p["status"]["phase"] == "Succeeded" for p in self.pods() if uid in _controllers(p)):
+            self._conclude(job, "Complete", "CompletionsReached")
+
+    def finish(
+        self, pod: Object, code: int, message: str = "", reason: str = "Error", *, disrupted: bool = False
+    ) -> None:
+        """A pod's container ends, and nobody has looked yet."""
         pod["status"] |= {
             "phase": "Succeeded" if code == 0 else "Failed",
             "containerStatuses": [
@@ -230,18 +256,31 @@ class World:
             pod["status"]["conditions"] = [
                 {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
             ]
-        uid = pod["metadata"]["ownerReferences"][0]["uid"]
-        job = next((o for o in self.jobs() if o["metadata"]["uid"] == uid), None)
-        if "deletionTimestamp" in pod["metadata"]:
-            self.remove(pod)
-        if job is None:
-            return
-        if code != 0:
-            for other in [p for p in self.pods() if uid in _controllers(p) and p["status"]["phase"] == "Running"]:
-                other["metadata"]["deletionTimestamp"] = timestamp(self.now)
-            self._conclude(job, "Failed", "BackoffLimitExceeded")
-        elif all(p["status"]["phase"] == "Succeeded" for p in self.pods() if uid in _controllers(p)):
-            self._conclude(job, "Complete", "CompletionsReached")
+
+    # -- Kueue
+    def admit(self, role: str, **node_selector: str) -> None:
+        """The queue has room: the Job goes on, its pods where Kueue says, once the former ones are gone."""
+        (job,) = self.jobs(role)
+        assert job["spec"]["suspend"]
+        job["spec"]["suspend"] = False
+        job["spec"]["template"]["spec"].setdefault("nodeSelector", {}).update(node_selector)
+        self._suspended(job, "False")
+        job["status"]["startTime"] = timestamp(self.now)
+        if not self.pods(role):
+            self._start(job)
+
+    def evict(self, role: str) -> None:
+        """The quota is taken back: the Job controller no longer counts the pods, and deletes them."""
+        (job,) = self.jobs(role)
+        job["spec"]["suspend"] = True
+        self._suspended(job, "True")
+        for pod in self.pods(role):
+            pod["metadata"] |= {"finalizers": [], "deletionTimestamp": timestamp(self.now)}
+
+    def _suspended(self, job: Object, status: str) -> None:
+        job["status"] = {
+            "conditions": [{"type": "Suspended", "status": status, "lastTransitionTime": timestamp(self.now)}]
+        }
 
     def _conclude(self, job: Object, kind: str, reason: str) -> None:
         job["status"] = {
