@@ -8,8 +8,8 @@ from trimtab_operator.core.complaint_reader import ComplaintReader
 from trimtab_operator.core.complaints import ComplaintBoard
 from trimtab_operator.core.kube import Kube
 from trimtab_operator.core.reconcile import AnyController
-from trimtab_operator.core.runtime import Companion
 from trimtab_operator.core.settings import Settings
+from trimtab_operator.core.workers import Companion
 from trimtab_operator.finetunejob.board import ProgressBoard
 from trimtab_operator.finetunejob.controller import FineTuneJobController
 from trimtab_operator.finetunejob.progress import ProgressPoller

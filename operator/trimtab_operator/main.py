@@ -1,28 +1,39 @@
-"""kopf's part: process, credentials, watches. Its handlers feed the runtime; `python -m trimtab_operator` starts it."""
+"""kopf's part: credentials and watches. Its handlers feed the runtime, and it lives in a thread of its own.
+
+kopf ends for good where one watch brings an error or a broken frame. Its own loop makes that harmless: what it leaves
+behind ends with it, store and workers go on in theirs, and kopf is begun anew.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kopf
+import structlog
 
 from trimtab_operator.core import credentials
-from trimtab_operator.core.api_server import connect
 from trimtab_operator.core.kube import CHILDREN, CLAIM, OWNERS, Change, Kind, Object, Sink
-from trimtab_operator.core.metrics import Metrics
-from trimtab_operator.core.probes import serve
-from trimtab_operator.core.runtime import CHILD_LABELS, Runtime
-from trimtab_operator.core.settings import from_environment
-from trimtab_operator.kinds import kinds
+from trimtab_operator.core.runtime import CHILD_LABELS
 
-SETTINGS = from_environment()
+_BATCH = 100
+"""Events that are delivered before the loop may do something else."""
+_LONGEST_PAUSE_SECONDS = 30.0
+_STEADY_SECONDS = 60.0
+"""Having lived so long, kopf is begun anew without delay."""
+_STOP_SECONDS = 10.0
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 class EndlessBackoffs:
-    """Seconds between two tries of kopf's own requests: it never gives up, so no outage ends the process."""
+    """Seconds between two tries of kopf's own requests: it never gives up, however long an outage is."""
 
     def __iter__(self) -> Iterator[float]:
         """A new run for each request: 1, 2, 4, 8, then about 10 for ever."""
@@ -33,61 +44,97 @@ class EndlessBackoffs:
 
 
 class KopfFeed:
-    """`Feed` of what kopf's watches bring."""
+    """`Feed` of what kopf's watches bring, from kopf's thread to the loop that made this object."""
 
-    def __init__(self) -> None:
+    def __init__(self, relisted: Callable[[], None] = lambda: None) -> None:
+        """`relisted` is called in the loop when a kind is listed: then deletions may have been missed before."""
+        self._relisted = relisted
         self._sinks: list[Sink] = []
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[Kind, str | None, Object]] = deque()
 
     def subscribe(self, sink: Sink) -> None:
         """Deliver every later event to `sink`."""
         self._sinks.append(sink)
 
     def take(self, kind: Kind, event_type: str | None, obj: Object) -> None:
-        """Pass on one raw event of a watch; the items of a list have no type."""
-        change = Change.DELETE if event_type == "DELETED" else Change.UPSERT
-        for sink in self._sinks:
-            sink(change, {**obj, "apiVersion": kind.api_version, "kind": kind.kind})
+        """Pass on one raw event of a watch, in kopf's thread; the items of a list have no type."""
+        self._waiting.append((kind, event_type, obj))
+        if len(self._waiting) == 1:  # else the loop has been called and comes
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        for _ in range(_BATCH):
+            if not self._waiting:
+                return
+            # Taken out when it is done: until then, nobody calls the loop again.
+            kind, event_type, obj = self._waiting[0]
+            change = Change.DELETE if event_type == "DELETED" else Change.UPSERT
+            try:
+                for sink in self._sinks:
+                    sink(change, {**obj, "apiVersion": kind.api_version, "kind": kind.kind})
+                if event_type is None:
+                    self._relisted()
+            except Exception:  # whatever one object does to us, the others go on
+                log.exception("an event was not taken", kind=kind.kind)
+            self._waiting.popleft()
+        if self._waiting:
+            self._loop.call_soon(self._deliver)
 
 
-class Process:
-    """What lives from kopf's startup to its cleanup."""
+class Watches:
+    """kopf in its thread, begun anew whenever it ends."""
 
-    def __init__(self) -> None:
-        self.feed = KopfFeed()
-        self.runtime: Runtime | None = None
-        self._stack = AsyncExitStack()
+    def __init__(self, feed: KopfFeed, namespaces: tuple[str, ...], restarted: Callable[[], None]) -> None:
+        """`namespaces`: empty for all; `restarted` is called, in kopf's thread, each time kopf has ended by itself."""
+        self._feed = feed
+        self._namespaces = namespaces
+        self._restarted = restarted
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
-    async def start(self) -> None:
-        """Connect, answer probes, list everything, start the workers. Takes as long as the API server is away."""
-        metrics = Metrics()
-        kube = await self._stack.enter_async_context(
-            connect(
-                await credentials.load(),
-                requests_per_second=SETTINGS.requests_per_second,
-                burst=SETTINGS.request_burst,
-                observe=metrics.observe_request,
-            )
-        )
-        controllers, companions = kinds(kube, SETTINGS)
-        runtime = Runtime(kube, self.feed, controllers, SETTINGS, companions=companions, metrics=metrics)
-        self.runtime = runtime
-        await self._stack.enter_async_context(
-            serve(SETTINGS.metrics_port, metrics, unhealthy=runtime.unhealthy, ready=lambda: runtime.synced)
-        )
-        self._stack.push_async_callback(runtime.stop)
-        await runtime.start()
+    def start(self) -> None:
+        """Begin to watch."""
+        # It tells that signals are ignored outside the main thread, and that it was told to stop: both are meant so.
+        logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+        self._thread.start()
 
     async def stop(self) -> None:
-        """Workers first, the HTTP session last."""
-        await self._stack.aclose()
+        """End the watches; one that does not end in time ends with the process."""
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join, _STOP_SECONDS)
+
+    def _run(self) -> None:
+        delay = 1.0
+        while not self._stop.is_set():
+            begun = time.monotonic()
+            error: BaseException | None = None
+            try:
+                asyncio.run(
+                    kopf.operator(
+                        registry=_registry(self._feed),
+                        settings=_settings(),
+                        standalone=True,
+                        clusterwide=not self._namespaces,
+                        namespaces=self._namespaces,
+                        stop_flag=self._stop,
+                    )
+                )
+            except (Exception, asyncio.CancelledError) as raised:  # whatever it was, the watches must go on
+                error = raised
+            if self._stop.is_set():
+                return
+            if time.monotonic() - begun > _STEADY_SECONDS:
+                delay = 1.0
+            log.error("the watches ended and begin anew", error=repr(error), in_seconds=round(delay, 1))
+            self._restarted()
+            self._stop.wait(delay * random.uniform(0.8, 1.2))  # noqa: S311
+            delay = min(delay * 2, _LONGEST_PAUSE_SECONDS)
 
 
-PROCESS = Process()
-
-
-@kopf.on.startup()
-async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
-    """Bound what kopf would do without bounds, then start the runtime."""
+def _settings() -> kopf.OperatorSettings:
+    """Bounds on what kopf would do without bounds."""
+    settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.queueing.idle_timeout = 0.05
@@ -96,19 +143,24 @@ async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = EndlessBackoffs()
+    settings.process.ultimate_exiting_timeout = None
     selector = ",".join(f"{label}={value}" for label, value in CHILD_LABELS.items())
     for kind in CHILDREN:
         group, _sep, version = kind.api_version.rpartition("/")
         settings.watching.label_selectors[group, version, kind.plural] = selector
-    try:
-        await PROCESS.start()
-    except (OSError, credentials.CredentialsError) as error:
-        remedy = "; set TRIMTAB_OPERATOR_METRICS_PORT to a free port" if isinstance(error, OSError) else ""
-        raise kopf.PermanentError(f"the operator can't start: {error}{remedy}") from error
+    return settings
 
 
-@kopf.on.login()
-async def login(**_: Any) -> kopf.ConnectionInfo:
+def _registry(feed: KopfFeed) -> kopf.OperatorRegistry:
+    """The handlers: one for the credentials, one for each kind."""
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(_login)
+    for kind in (*OWNERS, *CHILDREN, CLAIM):
+        _watch(kind, feed, registry)
+    return registry
+
+
+async def _login(**_: Any) -> kopf.ConnectionInfo:
     """The same credentials as the runtime's; asked again when the API server refuses them."""
     found = await credentials.load()
     scheme, _sep, token = (await found.authorization() or "").partition(" ")
@@ -124,28 +176,9 @@ async def login(**_: Any) -> kopf.ConnectionInfo:
     )
 
 
-@kopf.on.cleanup()
-async def cleanup(**_: Any) -> None:
-    """End in order, while the loop still runs."""
-    await PROCESS.stop()
-
-
-@kopf.on.probe(id="runtime")
-async def probe(**_: Any) -> str:
-    """For `kopf run --liveness`; the same answer as /healthz."""
-    cause = PROCESS.runtime.unhealthy() if PROCESS.runtime else None
-    if cause is not None:
-        raise RuntimeError(cause)
-    return "ok"
-
-
-def _watch(kind: Kind) -> None:
+def _watch(kind: Kind, feed: KopfFeed, registry: kopf.OperatorRegistry) -> None:
     group, _sep, version = kind.api_version.rpartition("/")
 
-    @kopf.on.event(group, version, kind.plural)
+    @kopf.on.event(group, version, kind.plural, registry=registry)
     async def take(event: kopf.RawEvent, **_: Any) -> None:
-        PROCESS.feed.take(kind, event["type"], dict(event["object"]))
-
-
-for _kind in (*OWNERS, *CHILDREN, CLAIM):
-    _watch(_kind)
+        feed.take(kind, event["type"], dict(event["object"]))

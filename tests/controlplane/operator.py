@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,21 +25,30 @@ def grant(control_plane: ControlPlane) -> None:
 
 
 class Operator:
-    """`python -m trimtab_operator` as the user `operator`; a context manager that starts and kills it.
+    """`python -m trimtab_operator` as the user `operator`; a context manager that starts and stops it.
 
     Attributes:
+        identity: Names this replica; several may run at once.
         log: What it wrote, over all its starts.
     """
 
-    def __init__(self, control_plane: ControlPlane, *, kubeconfig: Path | None = None, **settings: object) -> None:
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        *,
+        identity: str = "operator",
+        kubeconfig: Path | None = None,
+        **settings: object,
+    ) -> None:
         """`settings`: fields of the operator's `Settings`; `kubeconfig`: of a proxy in front of the API server."""
+        self.identity = identity
         self._kubeconfig = kubeconfig or control_plane.kubeconfig("operator")
         self._control_plane = control_plane
-        self._settings = settings
+        self._settings = {"identity": identity, **settings}
         self._reservation = reserve_port()
         self._port = self._reservation.getsockname()[1]
         self._process: Component | None = None
-        self.log = control_plane.root / "logs" / "operator.log"
+        self.log = control_plane.root / "logs" / f"{identity}.log"
 
     def __enter__(self) -> Self:
         grant(self._control_plane)
@@ -46,11 +56,12 @@ class Operator:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.kill()
+        if self._process is not None:
+            self.stop()  # so that the next one need not wait for the Lease
         self._reservation.close()
 
-    def start(self) -> None:
-        """Starts it and waits until it has listed everything.
+    def start(self, *, leads: bool = True) -> None:
+        """Starts it and waits until it has listed everything and, unless another replica does, leads.
 
         Raises:
             ClusterError: It ends, or is not ready after `START_SECONDS`; with the end of its log.
@@ -64,7 +75,7 @@ class Operator:
         process = Component("operator", [sys.executable, "-m", "trimtab_operator"], self.log, environment)
         self._process = process
         deadline = time.monotonic() + START_SECONDS
-        while not self._is_ready():
+        while not (self._is_ready() and (self.leads() or not leads)):
             process.check()
             if time.monotonic() > deadline:
                 process.fail(f"not ready after {START_SECONDS} s")
@@ -88,6 +99,20 @@ class Operator:
         status = self._process.terminate()
         self._process = None
         return status
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal and does not wait."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def leads(self) -> bool:
+        """Whether it may write."""
+        return self.value("leader") == 1
+
+    def value(self, metric: str) -> float:
+        """The value of a metric without labels, named without its prefix."""
+        (sample,) = self.metrics()[f"trimtab_operator_{metric}"].samples
+        return sample.value
 
     def metrics(self) -> dict[str, Metric]:
         """`/metrics`, parsed, by family."""

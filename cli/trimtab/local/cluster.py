@@ -82,6 +82,7 @@ class Cluster:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._interrupt, kubelet)
             await runtime.start()
+            runtime.workers.begin()
             try:
                 yield
                 if not any(_alive(pod) and not _serves(pod) for pod in self.kube.select(POD)):

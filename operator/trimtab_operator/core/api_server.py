@@ -31,6 +31,8 @@ _FIRST_ERROR = 400
 
 Observe = Callable[[str, int], None]
 """Takes the verb and HTTP status of each request; 0 where there was no answer."""
+Fence = Callable[[], None]
+"""Raises a `KubeError` where this process may not write."""
 
 
 class ApiServer:
@@ -42,11 +44,13 @@ class ApiServer:
         credentials: Credentials,
         bucket: TokenBucket,
         observe: Observe = lambda verb, code: None,
+        read_attempts: int = _READ_ATTEMPTS,
     ) -> None:
         self._session = session
         self._credentials = credentials
         self._bucket = bucket
         self._observe = observe
+        self._read_attempts = read_attempts
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """See `Kube.get`; NotFound where the kind itself is unknown."""
@@ -77,6 +81,11 @@ class ApiServer:
         """See `Kube.create`."""
         path = _path(kind_of(obj), obj["metadata"]["namespace"])
         return await self._request("POST", path, body=obj, params={"fieldManager": manager})
+
+    async def replace(self, obj: Object, *, manager: str) -> Object:
+        """PUT; `Conflict` where the resourceVersion in it is not the live one. For `leader.Leases`."""
+        path = _path(kind_of(obj), obj["metadata"]["namespace"], obj["metadata"]["name"])
+        return await self._request("PUT", path, body=obj, params={"fieldManager": manager})
 
     async def apply(self, obj: Object, *, manager: str) -> Object:
         """See `Kube.apply`."""
@@ -137,7 +146,7 @@ class ApiServer:
 
     async def _read(self, path: str, params: Mapping[str, str] | None = None, accept: str = _JSON) -> Object:
         """A GET, asked again a few times while the server is unavailable; writes are repeated by the next plan only."""
-        for attempt in range(1, _READ_ATTEMPTS):
+        for attempt in range(1, self._read_attempts):
             try:
                 return await self._request("GET", path, params=params, accept=accept)
             except Unavailable as error:
@@ -205,12 +214,35 @@ async def connect(
     requests_per_second: float,
     burst: int,
     observe: Observe = lambda verb, code: None,
+    user_agent: str = "trimtab-operator",
+    fence: Fence = lambda: None,
+    read_attempts: int = _READ_ATTEMPTS,
 ) -> AsyncIterator[ApiServer]:
-    """An `ApiServer` whose session lives as long as the block."""
+    """An `ApiServer` whose session lives as long as the block.
+
+    Args:
+        credentials: Where the server is and who we are.
+        requests_per_second: Rate in the long run.
+        burst: How many requests may go out at once.
+        observe: Told of each request's end.
+        user_agent: Tells replicas apart in the audit log.
+        fence: Asked as the last thing before each write leaves, repetitions by the HTTP library included.
+        read_attempts: How often a GET is sent while the server is unavailable.
+    """
     secure = credentials.server.startswith("https:")
     connector = aiohttp.TCPConnector(limit=64, ssl=credentials.ssl_context() if secure else True)
-    async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session:
-        yield ApiServer(session, credentials, TokenBucket(requests_per_second, burst), observe)
+
+    class Fenced(aiohttp.ClientRequest):
+        # Here the connection is there: neither the rate limit, the pool nor a handshake comes between check and write.
+        async def send(self, conn: Any) -> aiohttp.ClientResponse:
+            if self.method != "GET":
+                fence()
+            return await super().send(conn)
+
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=_TIMEOUT, request_class=Fenced, headers={"User-Agent": user_agent}
+    ) as session:
+        yield ApiServer(session, credentials, TokenBucket(requests_per_second, burst), observe, read_attempts)
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None) -> str:

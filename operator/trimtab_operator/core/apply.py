@@ -30,6 +30,10 @@ class NameTaken(Exception):
 class StaleView(Exception):
     """The owner has changed since the plan was made; what is live now is in the store."""
 
+    def __init__(self, message: str, reason: str = "OwnerChanged") -> None:
+        self.reason = reason
+        super().__init__(message)
+
 
 async def check_owner(kube: Kube, deliver: Sink, owner: Object) -> None:
     """Before an irreversible step: the live owner is the very version that the plan was made for.

@@ -61,6 +61,12 @@ class EventRecorder:
         """Wait until all that was emitted is written or given up; `run` must be running."""
         await self._queue.join()
 
+    def forget(self) -> None:
+        """Drop what waits: it is old news, or another replica's to tell."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self._queue.task_done()
+
     async def _write(self, event: Object) -> None:
         try:
             await self._kube.create(event, manager=MANAGER)

@@ -12,7 +12,8 @@ import structlog
 def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Send all logging of this process to `stream` (standard error by default) as JSON.
 
-    A message carries kind, namespace and name of the object that it is about, where it is about one.
+    A message carries kind, namespace and name of the owner that it is about, where it is about one, and job, stage and
+    attempt where it is about an attempt's objects.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -6,14 +6,17 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from trimtab_operator.core.kube import CHILDREN, CLAIM, FINETUNEJOB, OWNERS
+from trimtab_operator.api.stage import STAGE_TYPES
+from trimtab_operator.api.status import StagePhase
+from trimtab_operator.core.kube import CHILDREN, CLAIM, FINETUNEJOB, OWNERS, Object
 from trimtab_operator.core.store import Store
 
 PREFIX = "trimtab_operator_"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_MAX_REASONS = 64
 
 
 class Metrics:
@@ -22,12 +25,15 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.reconciles = Counter(
-            PREFIX + "reconcile_total", "Reconciliations.", ["kind", "outcome"], registry=self.registry
+            PREFIX + "reconcile_total",
+            "Reconciliations; reason is the API server's, or the error's class, and empty where all went well.",
+            ["kind", "outcome", "reason"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
             PREFIX + "reconcile_seconds",
             "Duration of a reconciliation.",
-            ["kind"],
+            ["kind", "outcome"],
             buckets=_BUCKETS,
             registry=self.registry,
         )
@@ -43,11 +49,38 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.watch_restarts = Counter(
+            PREFIX + "watch_restarts_total", "How often the watches ended and were begun anew.", registry=self.registry
+        )
         self.synced = Gauge(PREFIX + "synced", "1 once every kind has been listed.", registry=self.registry)
+        self._reasons: set[str] = set()
+
+    def observe_reconcile(self, kind: str, outcome: str, reason: str, seconds: float) -> None:
+        """Count one reconciliation. A webhook may refuse with any reason, so only the first ones get a series."""
+        if len(self._reasons) < _MAX_REASONS:
+            self._reasons.add(reason)
+        self.reconciles.labels(kind, outcome, reason if reason in self._reasons else "Other").inc()
+        self.seconds.labels(kind, outcome).observe(seconds)
+
+    def show_leadership(self, leading: Callable[[], bool], transitions: Callable[[], int]) -> None:
+        """Have `leader` and `leader_transitions_total` read from here."""
+        self.registry.register(_LeaderCollector(leading, transitions))
 
     def observe_request(self, verb: str, code: int) -> None:
         """Count one request to the API server."""
         self.requests.labels(verb, str(code)).inc()
+
+
+class _LeaderCollector(Collector):
+    def __init__(self, leading: Callable[[], bool], transitions: Callable[[], int]) -> None:
+        self._leading = leading
+        self._transitions = transitions
+
+    def collect(self) -> Iterable[Metric]:
+        yield _gauge("leader", "1 while this replica may write.", {(): float(self._leading())})
+        yield CounterMetricFamily(
+            PREFIX + "leader_transitions", "How often this replica became the leader.", value=self._transitions()
+        )
 
 
 class RuntimeCollector(Collector):
@@ -78,10 +111,22 @@ class RuntimeCollector(Collector):
         kinds = (*OWNERS, *CHILDREN, CLAIM)
         counts: dict[tuple[str, ...], float] = {(kind.kind,): len(self._store.all_of(kind)) for kind in kinds}
         yield _gauge("store_objects", "Objects in the store.", counts, ["kind"])
-        phases: Tally[tuple[str, ...]] = Tally(
-            (str(job.get("status", {}).get("phase", "")),) for job in self._store.all_of(FINETUNEJOB)
+        phases: Tally[tuple[str, ...]] = Tally(map(_phase_and_type, self._store.all_of(FINETUNEJOB)))
+        yield _gauge(
+            "jobs",
+            "FineTuneJobs by phase (empty before the first status) and type of the stage that they are at.",
+            dict(phases),
+            ["phase", "stage_type"],
         )
-        yield _gauge("jobs", "FineTuneJobs by phase; empty before the first status.", dict(phases), ["phase"])
+
+
+def _phase_and_type(job: Object) -> tuple[str, str]:
+    """The job's phase, and the type of its first stage that has not succeeded, or of the last one."""
+    status = job.get("status", {})
+    done = {stage["name"] for stage in status.get("stages", []) if stage.get("phase") == StagePhase.SUCCEEDED}
+    stages = job["spec"]["stages"]
+    at = next((stage for stage in stages if stage["name"] not in done), stages[-1])
+    return str(status.get("phase", "")), next((each for each in STAGE_TYPES if each in at), "")
 
 
 def _gauge(

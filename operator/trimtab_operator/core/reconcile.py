@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from trimtab_operator.core.actions import Plan
+from trimtab_operator.core.actions import Action, Delete, Plan
 from trimtab_operator.core.apply import (
     NAME_TAKEN,
     NameTaken,
@@ -25,7 +25,7 @@ from trimtab_operator.core.controller import Controller
 from trimtab_operator.core.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError, NotFound
 from trimtab_operator.core.events import EventRecorder
 from trimtab_operator.core.kube import Change, Kube, Object, Ref, Sink, ref_of
-from trimtab_operator.core.names import MANAGER_STATUS
+from trimtab_operator.core.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_STAGE, MANAGER_STATUS
 from trimtab_operator.core.refusals import Refusal
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.core.store import Store
@@ -62,6 +62,8 @@ class Outcome:
     """Seconds until the clock alone may change the plan."""
     retry_after: float | None = None
     """Seconds that the API server asked to wait."""
+    reason: str = ""
+    """Why it did not go well, in one word."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,16 @@ async def reconcile(controller: AnyController, ref: Ref, env: Environment) -> Ou
         return await _reconcile(controller, ref, owner, env)
     except StaleView as error:
         log.debug("planned for a stale view", reason=str(error))
-        return Outcome(Result.STALE)
+        return Outcome(Result.STALE, reason=error.reason)
     except KubeError as error:
         log.warning("the API server is unavailable", reason=str(error))
-        return Outcome(Result.UNAVAILABLE, retry_after=error.retry_after)
+        return Outcome(Result.UNAVAILABLE, retry_after=error.retry_after, reason=error.reason)
 
 
 async def _reconcile(controller: AnyController, ref: Ref, owner: Object, env: Environment) -> Outcome:
     plan = _plan(controller, owner, env)
     written, refusal = await _act(plan, owner, env)
     if refusal is not None:
-        if refusal != env.store.refusal(ref):
-            log.warning("refused", target=str(refusal.target), reason=refusal.reason, message=refusal.message)
         env.store.refusals.record(ref, refusal)
         plan = _plan(controller, owner, env)
     elif env.store.refusal(ref) is not None:
@@ -109,9 +109,9 @@ async def _reconcile(controller: AnyController, ref: Ref, owner: Object, env: En
     except (Invalid, Forbidden) as error:
         # Nowhere to say it but here.
         log.error("status refused", reason=error.reason, message=error.message)
-        return Outcome(Result.REFUSED)
+        return Outcome(Result.REFUSED, reason=error.reason)
     if refusal is not None:
-        return Outcome(Result.REFUSED, requeue_after=plan.requeue_after)
+        return Outcome(Result.REFUSED, requeue_after=plan.requeue_after, reason=refusal.reason)
     return Outcome(Result.WRITTEN if written else Result.UNCHANGED, requeue_after=plan.requeue_after)
 
 
@@ -123,21 +123,41 @@ def _plan(controller: AnyController, owner: Object, env: Environment) -> Plan:
 async def _act(plan: Plan, owner: Object, env: Environment) -> tuple[bool, Refusal | None]:
     """Carry out the actions in order, up to the first refusal; whether something was written, and the refusal."""
     written = checked = False
+    known = env.store.refusal(ref_of(owner))
     for action in plan.actions:
-        if irreversible(action) and not checked:
-            await check_owner(env.kube, env.deliver, owner)
-            checked = True
-        try:
-            written |= await carry_out(action, env.kube, env.store, env.deliver)
-        except NameTaken as error:
-            return written, Refusal(error.target, NAME_TAKEN, str(error))
-        except (Invalid, Forbidden) as error:
-            return written, Refusal(target_of(action), error.reason, error.message)
-        except (Conflict, NotFound, AlreadyExists) as error:
-            raise await _current(target_of(action), error, env) from error
+        with structlog.contextvars.bound_contextvars(**_log_context(action, env.store)):
+            if irreversible(action) and not checked:
+                await check_owner(env.kube, env.deliver, owner)
+                checked = True
+            try:
+                done = await carry_out(action, env.kube, env.store, env.deliver)
+            except NameTaken as error:
+                return written, _told(Refusal(error.target, NAME_TAKEN, str(error)), known)
+            except (Invalid, Forbidden) as error:
+                return written, _told(Refusal(target_of(action), error.reason, error.message), known)
+            except (Conflict, NotFound, AlreadyExists) as error:
+                raise await _current(target_of(action), error, env) from error
+            if done:
+                log.info("carried out", action=type(action).__name__, target=str(target_of(action)))
+            written |= done
     for note in plan.notes if written else ():
         log.info(note)
     return written, None
+
+
+def _told(refusal: Refusal, known: Refusal | None) -> Refusal:
+    """Log a refusal that is news."""
+    if refusal != known:
+        log.warning("refused", target=str(refusal.target), reason=refusal.reason, message=refusal.message)
+    return refusal
+
+
+def _log_context(action: Action, store: Store) -> dict[str, str]:
+    """Job, stage and attempt that an action is about."""
+    obj = store.find(target_of(action)) if isinstance(action, Delete) else action.obj
+    labels = obj["metadata"].get("labels", {}) if obj is not None else {}
+    named = {"job": LABEL_JOB, "stage": LABEL_STAGE, "attempt": LABEL_ATTEMPT}
+    return {word: labels[label] for word, label in named.items() if label in labels}
 
 
 async def _write_status(plan: Plan, owner: Object, env: Environment) -> bool:
@@ -158,4 +178,4 @@ async def _write_status(plan: Plan, owner: Object, env: Environment) -> bool:
 async def _current(ref: Ref, error: KubeError, env: Environment) -> StaleView:
     """The store is behind where a write met something else: put in what is live, so that the next plan sees it."""
     await refresh(ref, env.store.find(ref), env.kube, env.deliver)
-    return StaleView(str(error))
+    return StaleView(str(error), error.reason)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from enum import StrEnum
+from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+POD_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class ServiceAddress(StrEnum):
@@ -39,6 +44,20 @@ class Settings(BaseModel):
     stop_grace_seconds: int = Field(default=120, ge=1)
     """terminationGracePeriodSeconds of training pods: time to save a checkpoint."""
     metrics_port: int = 9464
+    leader_election: bool = True
+    """Off for a process that is the only one for sure; local mode has none."""
+    lease_name: str = "trimtab-operator"
+    """Of the Lease that the replicas hold in turn."""
+    lease_namespace: str = "default"
+    """By default the pod's own."""
+    lease_duration_seconds: int = Field(default=10, ge=1)
+    """How long others respect a Lease that is not renewed."""
+    renew_deadline_seconds: float = Field(default=6, gt=0)
+    """A leader whose last renewal is older than this ends its work."""
+    retry_period_seconds: float = Field(default=1.5, gt=0)
+    """Between two renewals, and between two looks of a replica that waits."""
+    identity: str = ""
+    """Names this replica in the Lease, in Events and to the audit log: by default the pod."""
     cpu_threads: int = Field(default=1, ge=1)
     """OMP_NUM_THREADS of a training process whose stage asks for no CPUs."""
     allow_file_uris: bool = False
@@ -47,13 +66,33 @@ class Settings(BaseModel):
     """A training Job with a `queueName` is created suspended, for Kueue to admit. Local mode, whose slots are the only
     queue, has nobody who would."""
 
+    @model_validator(mode="after")
+    def _lease_times(self) -> Self:
+        if not self.retry_period_seconds < self.renew_deadline_seconds < self.lease_duration_seconds:
+            raise ValueError(
+                "retry_period_seconds < renew_deadline_seconds < lease_duration_seconds must hold; they are "
+                f"{self.retry_period_seconds:g}, {self.renew_deadline_seconds:g} and {self.lease_duration_seconds}"
+            )
+        return self
+
 
 def from_environment(environment: dict[str, str] | None = None) -> Settings:
     """Settings from `TRIMTAB_OPERATOR_<FIELD>` variables; lists are comma-separated."""
     source = os.environ if environment is None else environment
-    values: dict[str, object] = {}
+    values: dict[str, object] = {
+        "lease_namespace": source.get("POD_NAMESPACE") or _pod_namespace(),
+        "identity": source.get("POD_NAME") or socket.gethostname(),
+    }
     for field in Settings.model_fields:
         raw = source.get(f"TRIMTAB_OPERATOR_{field.upper()}")
         if raw is not None:
             values[field] = tuple(part for part in raw.split(",") if part) if field == "watch_namespaces" else raw
     return Settings.model_validate(values)
+
+
+def _pod_namespace() -> str:
+    """The namespace of the pod that we run in; "default" outside of one."""
+    try:
+        return POD_NAMESPACE_FILE.read_text().strip()
+    except OSError:
+        return "default"

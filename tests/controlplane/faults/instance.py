@@ -91,11 +91,12 @@ class Instance:
         requests = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))
         self._sessions = (self._session, requests)
         watches = Watches(self._session, self._credentials, self._namespace)
-        controllers, companions = kinds(self._settings)
         kube = ApiServer(requests, self._credentials, TokenBucket(500, 1000))
+        controllers, companions = kinds(kube, self._settings)
         runtime = Runtime(kube, watches, controllers, self._settings, companions=companions)
         self.runtime = runtime
         await runtime.start()
+        runtime.workers.begin()
         self._watching = asyncio.create_task(watches.run())
 
     async def die(self) -> None:

@@ -36,14 +36,45 @@ def test_kopf_never_gives_up() -> None:
         assert 7 < max(delays) <= 12
 
 
-def test_the_feed_completes_and_translates_what_kopf_brings() -> None:
-    feed = KopfFeed()
+async def test_the_feed_completes_and_translates_what_kopf_brings() -> None:
+    relisted: list[None] = []
+    feed = KopfFeed(relisted=lambda: relisted.append(None))
     seen: list[Any] = []
     feed.subscribe(lambda change, obj: seen.append((change, obj)))
-    for event_type in (None, "ADDED", "MODIFIED", "DELETED"):
-        feed.take(CONFIGMAP, event_type, {"metadata": {"name": "a"}})
+
+    def bring() -> None:
+        for event_type in (None, "ADDED", "MODIFIED", "DELETED"):
+            feed.take(CONFIGMAP, event_type, {"metadata": {"name": "a"}})
+
+    await asyncio.to_thread(bring)
+    await asyncio.sleep(0)
     obj = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}
     assert seen == [(change, obj) for change in (Change.UPSERT, Change.UPSERT, Change.UPSERT, Change.DELETE)]
+    assert len(relisted) == 1
+
+
+async def test_the_feed_loses_nothing_between_threads() -> None:
+    """Also where a sink fails, and while both threads are at it."""
+    feed = KopfFeed()
+    seen: list[int] = []
+    complete = asyncio.Event()
+
+    def take(_: Change, obj: Any) -> None:
+        seen.append(obj["metadata"]["number"])
+        if len(seen) == 20_000:
+            complete.set()
+        if seen[-1] % 100 == 0:
+            raise ZeroDivisionError
+
+    feed.subscribe(take)
+
+    def bring() -> None:
+        for number in range(20_000):
+            feed.take(CONFIGMAP, "ADDED", {"metadata": {"number": number}})
+
+    await asyncio.to_thread(bring)
+    await asyncio.wait_for(complete.wait(), 60)
+    assert seen == list(range(20_000))
 
 
 async def test_probes_tell_the_truth() -> None:

@@ -326,7 +326,8 @@ async def test_metrics_have_their_names(here: World) -> None:
             "watch_age_seconds", "jobs", "synced", "missed_changes",
         )
     }  # fmt: skip
-    assert {s.labels["phase"]: s.value for s in families[prefix + "jobs"].samples} == {"Running": 1}
+    (jobs,) = families[prefix + "jobs"].samples
+    assert (jobs.labels, jobs.value) == ({"phase": "Running", "stage_type": "pretrain"}, 1)
     stored = {s.labels["kind"]: s.value for s in families[prefix + "store_objects"].samples}
     assert (stored["FineTuneJob"], stored["ConfigMap"], stored["Job"]) == (1, 1, 1)
 

@@ -162,6 +162,7 @@ class World:
         """A running operator of Toys."""
         runtime = Runtime(self.kube, self.feed, [Toy()], settings, **options)
         await runtime.start()
+        runtime.workers.begin()
         try:
             yield runtime
         finally:
