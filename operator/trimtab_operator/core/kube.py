@@ -52,7 +52,7 @@ def kind_of(obj: Object) -> Kind:
     return KINDS[obj["kind"]]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Ref:
     """Names one object: what the work queue and the store are keyed by."""
 

@@ -109,7 +109,7 @@ class RuntimeCollector(Collector):
             ["kind"],
         )
         kinds = (*OWNERS, *CHILDREN, CLAIM)
-        counts: dict[tuple[str, ...], float] = {(kind.kind,): len(self._store.all_of(kind)) for kind in kinds}
+        counts: dict[tuple[str, ...], float] = {(kind.kind,): self._store.count(kind) for kind in kinds}
         yield _gauge("store_objects", "Objects in the store.", counts, ["kind"])
         phases: Tally[tuple[str, ...]] = Tally(map(_phase_and_type, self._store.all_of(FINETUNEJOB)))
         yield _gauge(

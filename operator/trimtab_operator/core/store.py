@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trimtab_operator.core.kube import Kind, Object, Ref, ref_of
+from trimtab_operator.core.names import LABEL_ENDPOINT, LABEL_JOB
 from trimtab_operator.core.refusals import Refusal, Refusals
+from trimtab_operator.core.trim import trim
 
-INDEXED_PREFIX = "trimtab.dev/"
-"""Labels below this prefix can be asked for."""
+INDEXED = (LABEL_JOB, LABEL_ENDPOINT)
+"""Labels that can be asked for."""
 _REMEMBERED_DELETIONS = 10_000
 _Index = dict[tuple[str, ...], set[Ref]]
-_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class Store:
         """Objects of `kind` with this label, by name.
 
         Raises:
-            ValueError: The label is not below `trimtab.dev/`, so there is no index of it.
+            ValueError: The label is not one of `INDEXED`.
         """
-        if not label.startswith(INDEXED_PREFIX):
-            raise ValueError(f"label {label} is not indexed; only labels below {INDEXED_PREFIX} are")
+        if label not in INDEXED:
+            raise ValueError(f"label {label} is not indexed; {', '.join(INDEXED)} are")
         return self._resolve(self._labelled.get((kind.kind, namespace, label, value), set()))
 
     def refusal(self, ref: Ref) -> Refusal | None:
@@ -73,6 +74,10 @@ class Store:
     def all_of(self, kind: Kind) -> list[Object]:
         """All objects of a kind, in no order."""
         return list(self._objects.get(kind.kind, {}).values())
+
+    def count(self, kind: Kind) -> int:
+        """How many objects of a kind there are."""
+        return len(self._objects.get(kind.kind, {}))
 
     def versions(self, kind: Kind, namespace: str | None = None) -> dict[str, tuple[Ref, int]]:
         """Uid to reference and version of all objects of a kind: what `drift` compares a later list with."""
@@ -96,7 +101,7 @@ class Store:
             if uid_of(old) != uid:
                 self._remember_deletion(uid_of(old), version)
         self._deleted.pop(uid, None)
-        trimmed = _trim(obj)
+        trimmed = trim(obj)
         self._objects.setdefault(ref.kind, {})[ref] = trimmed
         for index, key in self._keys(ref, trimmed):
             index.setdefault(key, set()).add(ref)
@@ -152,9 +157,10 @@ class Store:
         owner = controller_of(obj)
         if owner is not None:
             yield self._owned, (ref.kind, ref.namespace, str(owner["uid"]))
-        for label, value in obj["metadata"].get("labels", {}).items():
-            if label.startswith(INDEXED_PREFIX):
-                yield self._labelled, (ref.kind, ref.namespace, label, value)
+        labels = obj["metadata"].get("labels", {})
+        for label in INDEXED:
+            if label in labels:
+                yield self._labelled, (ref.kind, ref.namespace, label, labels[label])
 
     def _remember_deletion(self, uid: str, version: int) -> None:
         self._deleted[uid] = max(version, self._deleted.get(uid, 0))
@@ -184,12 +190,3 @@ def controller_of(obj: Object) -> Object | None:
         if reference.get("controller"):
             return dict(reference)
     return None
-
-
-def _trim(obj: Object) -> Object:
-    """Without what no plan reads and what is large: managed fields, kubectl's copy of the manifest."""
-    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
-    annotations = metadata.get("annotations", {})
-    if _LAST_APPLIED in annotations:
-        metadata["annotations"] = {key: value for key, value in annotations.items() if key != _LAST_APPLIED}
-    return {**obj, "metadata": metadata}

@@ -8,6 +8,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tests.unit.core.guarded import guarded
+
 from trimtab_operator.core.actions import Action, Apply, Create, Delete, Plan
 from trimtab_operator.core.conditions import timestamp
 from trimtab_operator.core.kube import Kind, Object, Ref
@@ -48,17 +50,14 @@ class World:
 
     # -- what a Reader offers
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        return self.objects.get(Ref(kind.kind, namespace, name))
+        found = self.objects.get(Ref(kind.kind, namespace, name))
+        return found and guarded(found)
 
     def owned(self, kind: Kind, namespace: str, uid: str) -> list[Object]:
-        return [o for ref, o in sorted(self.objects.items()) if ref.kind == kind.kind and uid in _controllers(o)]
+        return [guarded(o) for o in self.of_kind(kind.kind) if uid in _controllers(o)]
 
     def labelled(self, kind: Kind, namespace: str, label: str, value: str) -> list[Object]:
-        return [
-            o
-            for ref, o in sorted(self.objects.items())
-            if ref.kind == kind.kind and o["metadata"].get("labels", {}).get(label) == value
-        ]
+        return [guarded(o) for o in self.of_kind(kind.kind) if o["metadata"].get("labels", {}).get(label) == value]
 
     def refusal(self, ref: Ref) -> Refusal | None:
         return self.refused

@@ -8,6 +8,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.unit.core.guarded import guarded
+
 from trimtab_operator.core.actions import Create, Delete
 from trimtab_operator.core.kube import Kind, Object, Ref
 from trimtab_operator.core.refusals import Refusal
@@ -37,13 +39,15 @@ class World:
         self.add("ModelEndpoint", "chat", spec={"servedModelName": "chat", "model": model, "replicas": 1, **spec})
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        return self.objects.get(Ref(kind.kind, namespace, name))
+        found = self.objects.get(Ref(kind.kind, namespace, name))
+        return found and guarded(found)
 
     def owned(self, kind: Kind, namespace: str, uid: str) -> list[Object]:
-        return [o for o in self.of_kind(kind.kind) if o["metadata"].get("ownerReferences", [{}])[0].get("uid") == uid]
+        children = self.of_kind(kind.kind)
+        return [guarded(o) for o in children if o["metadata"].get("ownerReferences", [{}])[0].get("uid") == uid]
 
     def labelled(self, kind: Kind, namespace: str, label: str, value: str) -> list[Object]:
-        return [o for o in self.of_kind(kind.kind) if o["metadata"].get("labels", {}).get(label) == value]
+        return [guarded(o) for o in self.of_kind(kind.kind) if o["metadata"].get("labels", {}).get(label) == value]
 
     def refusal(self, ref: Ref) -> Refusal | None:
         return self.refused
