@@ -129,6 +129,20 @@ REFUSED = (
         ("spec.stages[0].pretrain.data[0].uri",),
     ),
     Refused(
+        "climbing Secret name",
+        _stage(0, pretrain={"data": [{"uri": "s3://bucket/x", "secretRef": {"name": "../../etc"}}]}),
+        ("spec.stages[0].pretrain.data[0].secretRef.name",),
+    ),
+    Refused(
+        "job of another namespace",
+        _model(uri="job://other/case/chat"),
+        ("spec.model.uri",),
+    ),
+    Refused("label key that is none", _stage(0, labels={"$(X)": "1"}), ("spec.stages[0].labels", "a key is a name")),
+    Refused("label value that is none", _stage(0, labels={"team": "a\nb"}), ("spec.stages[0].labels.team",)),
+    Refused("resource that is none", _stage(0, resources={"limits": {"a b": 1}}), ("limits", "a key is a name")),
+    Refused("priority class that is none", _stage(0, priorityClassName="$(X)"), ("spec.stages[0].priorityClassName",)),
+    Refused(
         "hub data without revision",
         _stage(0, pretrain={"data": [{"uri": "hf://org/data"}]}),
         ("spec.stages[0].pretrain.data[0]", "needs revision"),

@@ -27,7 +27,7 @@ IS_ACCEPTED = Reason("Accepted", "The spec passed every check.")
 INVALID_SPEC = Reason(
     "InvalidSpec", "The stored spec does not fit this operator's schema.", "Create a new job as the message says."
 )
-BAD_NAME = Reason("BadName", "A claim or Secret name, or a path, can't exist.", "Create a new job with a valid name.")
+BAD_NAME = Reason("BadName", "A claim's name or a path can't exist.", "Create a new job with a valid name.")
 FILE_URI = Reason(
     "FileUriNotAllowed", "`file:///` is for local mode only.", "Put the data on a claim or in an object store."
 )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from trimtab_operator.api.base import ApiModel, Condition, Digest, list_map, rules
+from trimtab_operator.api.base import ApiModel, Condition, Digest, ObjectName, list_map, rules
 from trimtab_operator.api.pod import PodShape
 from trimtab_serving.config import (
     Dtype,
@@ -48,8 +48,10 @@ class Engine(ApiModel):
 class ModelSource(ApiModel):
     """The job that made a model."""
 
-    job_name: Annotated[str, Field(max_length=253)] = Field(description="Name of the FineTuneJob.")
-    job_uid: Annotated[str, Field(max_length=64)] = Field(alias="jobUID", description="Uid of the FineTuneJob.")
+    job_name: ObjectName = Field(description="Name of the FineTuneJob.")
+    job_uid: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] = Field(
+        alias="jobUID", description="Uid of the FineTuneJob."
+    )
 
 
 class ServedModel(ApiModel):

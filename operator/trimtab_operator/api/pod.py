@@ -20,9 +20,18 @@ RESERVED_VARIABLES = (
     "PATH",
 )
 
+_QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+_QUALIFIED_KEYS = (
+    f"self.all(k, k.size() <= 317 && k.matches('{_QUALIFIED_NAME}'))",
+    "a key is a name such as team or example.com/team, of letters, digits, '-', '_' and '.'",
+)
+QualifiedName = Annotated[str, Field(max_length=317, pattern=_QUALIFIED_NAME)]
+"""The key of a label, a taint or a resource, with or without a prefix."""
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+
 ResourceMap = Annotated[
     Mapping[Annotated[str, Field(max_length=317)], Quantity],
-    Field(max_length=16, description="Resource name to quantity."),
+    Field(max_length=16, description="Resource name to quantity.", json_schema_extra=rules(_QUALIFIED_KEYS)),
 ]
 
 
@@ -55,11 +64,11 @@ class EnvVar(ApiModel):
 class Toleration(ApiModel):
     """A toleration, as in a pod's spec."""
 
-    key: Annotated[str, Field(max_length=317)] | None = Field(default=None, description="Taint key; absent: all.")
+    key: QualifiedName | None = Field(default=None, description="Taint key; absent: all.")
     operator: Annotated[str, Field(max_length=6, json_schema_extra={"enum": ["Exists", "Equal"]})] | None = Field(
         default=None, description="Exists or Equal."
     )
-    value: Annotated[str, Field(max_length=63)] | None = Field(default=None, description="Taint value for Equal.")
+    value: LabelValue | None = Field(default=None, description="Taint value for Equal.")
     effect: (
         Annotated[
             str, Field(max_length=16, json_schema_extra={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]})
@@ -77,12 +86,12 @@ _OUTSIDE_RESERVED = (
 )
 
 ExtraLabels = Annotated[
-    Mapping[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
-    Field(max_length=16, json_schema_extra=rules(_OUTSIDE_RESERVED)),
+    Mapping[Annotated[str, Field(max_length=317)], LabelValue],
+    Field(max_length=16, json_schema_extra=rules(_OUTSIDE_RESERVED, _QUALIFIED_KEYS)),
 ]
 ExtraAnnotations = Annotated[
     Mapping[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=1024)]],
-    Field(max_length=16, json_schema_extra=rules(_OUTSIDE_RESERVED)),
+    Field(max_length=16, json_schema_extra=rules(_OUTSIDE_RESERVED, _QUALIFIED_KEYS)),
 ]
 
 
@@ -92,19 +101,16 @@ class PodShape(ApiModel):
     resources: Resources | None = Field(default=None, description="CPU, memory and accelerators of each pod.")
     node_selector: (
         Annotated[
-            Mapping[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=16)
+            Mapping[Annotated[str, Field(max_length=317)], LabelValue],
+            Field(max_length=16, json_schema_extra=rules(_QUALIFIED_KEYS)),
         ]
         | None
     ) = Field(default=None, description="Labels that a node must have.")
     tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(
         default=None, description="Taints that the pods tolerate."
     )
-    priority_class_name: Annotated[str, Field(max_length=253)] | None = Field(
-        default=None, description="PriorityClass of the pods."
-    )
-    runtime_class_name: Annotated[str, Field(max_length=253)] | None = Field(
-        default=None, description="RuntimeClass of the pods, e.g. nvidia."
-    )
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
+    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods, e.g. nvidia.")
     service_account_name: ObjectName | None = Field(
         default=None,
         description="ServiceAccount of the pods; they get no token of it, but its pull secrets and cloud identity.",

@@ -42,16 +42,13 @@ Check = Callable[[Question], Verdict | None]
 
 
 def names_can_exist(question: Question) -> Verdict | None:
-    """Claims and Secrets have names that Kubernetes takes; they become paths in a pod."""
+    """Claims have names that Kubernetes takes, and no path climbs; they become paths in a pod."""
     for uri in uris_of(question.job):
         claim = claim_of(uri)
         if claim is not None and not is_object_name(claim):
             return _final(reasons.BAD_NAME, f"{uri}: {claim!r} is not the name of a PersistentVolumeClaim")
         if claim is not None and ".." in unquote(urlsplit(uri).path).split("/"):
             return _final(reasons.BAD_NAME, f"{uri}: '..' is not allowed in a path")
-    for name in sorted(secrets_of(question.job)):
-        if not is_object_name(name):
-            return _final(reasons.BAD_NAME, f"secretRef.name {name!r} is not the name of a Secret")
     return None
 
 

@@ -23,8 +23,8 @@ def data(uri: str) -> dict[str, Any]:
         (spec(stage(**data("pvc://models/%2e%2e/secret"))), "BadName", "'..' is not allowed"),
         (
             spec(stage(pretrain={"data": [{"uri": "s3://b/x", "secretRef": {"name": "../../etc"}}]})),
-            "BadName",
-            "'../../etc' is not the name of a Secret",
+            "InvalidSpec",
+            "secretRef.name: String should match pattern",
         ),
         (spec(stage(**data("pvc://[models/x"))), "BadName", "'[models' is not the name of a PersistentVolumeClaim"),
         *(
