@@ -116,6 +116,7 @@ class ControlPlane:
             service_account_issuer="https://kubernetes.default.svc",
             service_cluster_ip_range=SERVICE_CIDR,
             allow_privileged="true",
+            enable_admission_plugins="OwnerReferencesPermissionEnforcement",
             audit_policy_file=self._audit_policy,
             audit_log_path=self.root / "audit.log",
             audit_log_maxsize=4096,

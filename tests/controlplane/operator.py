@@ -1,4 +1,4 @@
-"""The real operator as a process beside the control plane, with the rights of `rbac.yaml`."""
+"""The real operator as a process beside the control plane, with the chart's rights and under its policies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Self
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from tests.controlplane.cluster import HERE, ControlPlane
+from tests.controlplane.chart import install_rights_and_policies
+from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.process import Component, reserve_port
 
 START_SECONDS = 120
@@ -21,7 +22,7 @@ START_SECONDS = 120
 
 def grant(control_plane: ControlPlane) -> None:
     """Give the user `operator` what it may do."""
-    control_plane.kubectl("apply", f"--filename={HERE / 'rbac.yaml'}")
+    install_rights_and_policies(control_plane)
 
 
 class Operator:

@@ -1,11 +1,14 @@
-"""The operator uses every right that rbac.yaml grants, and asks for no other."""
+"""The operator uses every right that the chart grants, and asks for no other."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import yaml
-from tests.controlplane.cluster import HERE, ControlPlane
+import pytest
+from tests.controlplane.chart import rights_and_policies
+from tests.controlplane.cluster import ControlPlane
+from tests.controlplane.crds import install_crds
 from tests.controlplane.jobs import Space, annotated, until
 from tests.controlplane.operator import Operator
 
@@ -14,6 +17,14 @@ READS = {"get", "list", "watch"}
 
 Right = tuple[str, str, str]
 """API group, resource with its subresource, verb."""
+
+
+@pytest.fixture(scope="module")
+def operator(control_plane: ControlPlane) -> Iterator[Operator]:
+    """One that asks soon why a child does not get on."""
+    install_crds(control_plane)
+    with Operator(control_plane, complaint_seconds=1) as running:
+        yield running
 
 
 def test_rights_are_used_and_enough(control_plane: ControlPlane, operator: Operator, space: Space) -> None:
@@ -39,6 +50,13 @@ def test_rights_are_used_and_enough(control_plane: ControlPlane, operator: Opera
     for kind in ("deployments", "configmaps", "pods"):
         space.until_none(kind, endpoint="quickstart", revision=first["revision"])
         assert len(space.items(kind, endpoint="quickstart", revision=stable["revision"])) == 1
+
+    # The third one's pods are refused, and the Events are asked why.
+    space.kubectl("create", "quota", "none", "--hard=pods=0")
+    third = space.job()
+    third["metadata"]["name"] = "third"
+    space.apply(third)
+    space.until_status(lambda status: "exceeded quota" in str(status), "the quota is named", "ftj/third")
 
     granted = rights()
     used, _ = asked(control_plane.audit())
@@ -72,13 +90,20 @@ def asked(audit: list[dict[str, Any]]) -> tuple[set[Right], list[str]]:
 
 
 def rights() -> set[Right]:
-    """What rbac.yaml grants."""
-    objects: list[dict[str, Any]] = list(yaml.safe_load_all((HERE / "rbac.yaml").read_text()))
+    """What the chart grants the operator, and can be asked for.
+
+    `…/finalizers` is asked for by the admission plugin OwnerReferencesPermissionEnforcement, which the API server of
+    these tests runs: without that right no child could be created.
+    """
+    objects = rights_and_policies()
+    bound = {obj["roleRef"]["name"] for obj in objects if "subjects" in obj}
     return {
         (group, resource, verb)
-        for obj in objects
-        for rule in obj.get("rules", [])
+        for role in objects
+        if role["kind"] in ("ClusterRole", "Role") and role["metadata"]["name"] in bound
+        for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
+        if not resource.endswith("/finalizers")
         for verb in rule["verbs"]
     }

@@ -11,7 +11,7 @@
   verbs: [patch]
 - apiGroups: [trimtab.dev]
   resources: [finetunejobs/finalizers, modelendpoints/finalizers]
-  verbs: [update] # for ownerReferences with blockOwnerDeletion, where that is enforced (OpenShift)
+  verbs: [update] # asked by OwnerReferencesPermissionEnforcement, which some clusters run
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete] # never changed
@@ -29,5 +29,5 @@
   verbs: [get, list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list] # lists the Warnings about one Job or pod that does not get on
 {{- end -}}
