@@ -15,13 +15,13 @@ COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-ur
 OVERRIDE := --override requirements/overrides.txt
 # The images get the versions that the tests ran with.
 TESTED := --constraint requirements/dev.txt
-GENERATED := crds docs/api.md docs/status.md helm/trimtab/templates/crds helm/trimtab/presets \
+GENERATED := crds docs/api.md docs/status.md helm/trimtab/templates/crds helm/trimtab/presets helm/trimtab/dashboards \
 	helm/trimtab/values.yaml helm/trimtab/values.schema.json helm/trimtab/README.md
 
 # The environment is made anew when what defines it changes, the place of the checkout included.
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test check lint test-repo test-unit test-trainer test-serving test-local test-controlplane \
+.PHONY: help setup demo test check lint test-repo test-unit test-chart test-trainer test-serving test-local test-controlplane \
 	bench-operator generate verify requirements clean
 
 help: ## List the targets
@@ -50,7 +50,7 @@ demo: setup ## Train, serve and question a small model on this machine
 	@$(PYTHON) examples/quickstart/demo.py
 
 test: setup ## Run all checks and every tier that needs neither root nor a cluster
-	@$(MAKE) --keep-going lint test-repo test-unit test-trainer test-serving test-local test-controlplane
+	@$(MAKE) --keep-going lint test-repo test-unit test-chart test-trainer test-serving test-local test-controlplane
 
 check: lint test-repo test-unit ## Lint, types, layers and the fast tests: under a minute
 
@@ -65,6 +65,10 @@ test-repo: setup ## Check the repository itself: sizes, pins, generated files
 
 test-unit: setup ## Test the pure functions
 	$(PYTEST) -n 2 tests/unit
+
+test-chart: setup ## Render the chart with Helm 3 and 4, and check objects, values and roles
+	$(PYTHON) tests/kubernetes/build.py chart
+	$(PYTEST) -n 2 tests/chart
 
 test-trainer: setup ## Test the trainer with real engines and processes
 	$(PYTEST) tests/trainer
@@ -93,6 +97,9 @@ bench-operator: setup ## Measure the operator with many jobs against a bare loop
 generate: setup ## Write the CRDs, the chart's values and copies, and the reference pages
 	$(PYTHON) -m trimtab_operator.api.generate
 	$(PYTHON) -m trimtab_operator.chart.generate
+
+generate-rbac: setup ## Write the table of the chart's roles; needs Helm, and builds it once
+	$(PYTHON) -m tests.chart.rbac
 
 verify: generate ## Fail if a generated file is not committed as generated
 	git --no-pager diff --exit-code -- $(GENERATED)

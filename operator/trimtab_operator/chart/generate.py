@@ -1,4 +1,4 @@
-"""`python -m trimtab_operator.chart.generate`: write the chart's values, schema, reference and presets."""
+"""`python -m trimtab_operator.chart.generate`: write the chart's values, schema, reference, presets and dashboard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from trimtab_operator.api.generate import REPOSITORY, write
+from trimtab_operator.chart.dashboard import dashboard
 from trimtab_operator.chart.values import OperatorSettings, Values
 
 CHART = "helm/trimtab"
@@ -24,6 +25,7 @@ def outputs() -> dict[str, str]:
         f"{CHART}/values.yaml": _values(),
         f"{CHART}/values.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",
         f"{CHART}/README.md": _reference(),
+        f"{CHART}/dashboards/trimtab.json": json.dumps(dashboard(), indent=1) + "\n",
     }
     for example in sorted((REPOSITORY / "examples").glob("presets/*.yaml")):
         files[f"{CHART}/presets/{example.name}"] = _preset(example)

@@ -192,6 +192,7 @@ _SET_BY_THE_CHART = {
     "service_address",
     "metrics_port",
     "allow_file_uris",
+    "queues",
     "lease_name",
     "lease_namespace",
     "identity",
