@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import aiohttp
 import kopf
 import structlog
 
@@ -51,14 +52,18 @@ class KopfFeed:
         self._relisted = relisted
         self._sinks: list[Sink] = []
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Kind, str | None, Object]] = deque()
+        self._waiting: deque[tuple[Kind, str, Object]] = deque()
 
     def subscribe(self, sink: Sink) -> None:
         """Deliver every later event to `sink`."""
         self._sinks.append(sink)
 
-    def take(self, kind: Kind, event_type: str | None, obj: Object) -> None:
-        """Pass on one raw event of a watch, in kopf's thread; the items of a list have no type."""
+    def listed(self) -> None:
+        """Kopf has listed a kind, in its thread; its watch tells of all that comes after."""
+        self._loop.call_soon_threadsafe(self._relisted)
+
+    def take(self, kind: Kind, event_type: str, obj: Object) -> None:
+        """Pass on one raw event of a watch, in kopf's thread."""
         self._waiting.append((kind, event_type, obj))
         if len(self._waiting) == 1:  # else the loop has been called and comes
             self._loop.call_soon_threadsafe(self._deliver)
@@ -73,8 +78,6 @@ class KopfFeed:
             try:
                 for sink in self._sinks:
                     sink(change, {**obj, "apiVersion": kind.api_version, "kind": kind.kind})
-                if event_type is None:
-                    self._relisted()
             except Exception:  # whatever one object does to us, the others go on
                 log.exception("an event was not taken", kind=kind.kind)
             self._waiting.popleft()
@@ -140,6 +143,8 @@ def _settings() -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = 0.05
     settings.queueing.worker_limit = 64
     settings.watching.server_timeout = 300
+    settings.watching.chunk_size = 1  # see `session`
+    settings.persistence.diffbase_storage = _NoHistory()
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = EndlessBackoffs()
@@ -154,26 +159,55 @@ def _settings() -> kopf.OperatorSettings:
 def _registry(feed: KopfFeed) -> kopf.OperatorRegistry:
     """The handlers: one for the credentials, one for each kind."""
     registry = kopf.OperatorRegistry()
-    kopf.on.login(registry=registry)(_login)
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        """The same credentials as the runtime's; asked again when the API server refuses them."""
+        found = await credentials.load()
+        return kopf.AiohttpSession(server=found.server, aiohttp_session=await session(found, feed.listed))
+
     for kind in (*OWNERS, *CHILDREN, CLAIM):
         _watch(kind, feed, registry)
     return registry
 
 
-async def _login(**_: Any) -> kopf.ConnectionInfo:
-    """The same credentials as the runtime's; asked again when the API server refuses them."""
-    found = await credentials.load()
-    scheme, _sep, token = (await found.authorization() or "").partition(" ")
-    return kopf.ConnectionInfo(
-        server=found.server,
-        ca_path=found.ca_file,
-        insecure=found.insecure,
-        scheme=scheme or None,
-        token=token or None,
-        certificate_path=found.certificate_file,
-        private_key_path=found.key_file,
-        proxy_url=found.proxy,
+async def session(found: credentials.Credentials, listed: Callable[[], None]) -> aiohttp.ClientSession:
+    """Kopf's own, save that a list has no items.
+
+    Kopf needs its version alone, from which it watches on. The runtime makes its own lists, which it can keep small in
+    memory; kopf would hold every object of every kind until its handlers have seen them.
+    """
+
+    class Unread(aiohttp.ClientResponse):
+        async def json(self, **options: Any) -> Any:
+            answer = await super().json(**options)
+            if isinstance(answer, dict) and "items" in answer:
+                listed()
+                answer["items"] = []
+                answer["metadata"].pop("continue", None)
+            return answer
+
+    secure = found.server.startswith("https:")
+    authorization = await found.authorization()
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=found.ssl_context() if secure else True),
+        headers={"Authorization": authorization} if authorization else {},
+        proxy=found.proxy,
+        response_class=Unread,
     )
+
+
+class _NoHistory(kopf.DiffBaseStorage):
+    """Nobody asks kopf what has changed: it need not copy each object to find out."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise NotImplementedError("no handler of ours has anything handled to remember")
 
 
 def _watch(kind: Kind, feed: KopfFeed, registry: kopf.OperatorRegistry) -> None:
@@ -181,4 +215,4 @@ def _watch(kind: Kind, feed: KopfFeed, registry: kopf.OperatorRegistry) -> None:
 
     @kopf.on.event(group, version, kind.plural, registry=registry)
     async def take(event: kopf.RawEvent, **_: Any) -> None:
-        feed.take(kind, event["type"], dict(event["object"]))
+        feed.take(kind, str(event["type"]), dict(event["object"]))

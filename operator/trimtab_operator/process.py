@@ -17,6 +17,7 @@ from trimtab_operator.core.metrics import Metrics
 from trimtab_operator.core.probes import serve
 from trimtab_operator.core.runtime import Runtime
 from trimtab_operator.core.settings import Settings
+from trimtab_operator.core.trim import trim
 from trimtab_operator.core.waiting import cancelled
 from trimtab_operator.core.watchdog import watchdog
 from trimtab_operator.kinds import kinds
@@ -74,6 +75,7 @@ async def run(settings: Settings) -> None:
                 observe=metrics.observe_request,
                 user_agent=user_agent,
                 fence=elector.check if elects else lambda: None,
+                keep=trim,
             )
         )
         controllers, companions = kinds(kube, settings)

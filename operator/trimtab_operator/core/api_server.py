@@ -29,6 +29,8 @@ _GONE = 410
 _UNPROCESSABLE = 422
 _FIRST_ERROR = 400
 
+Keep = Callable[[Object], Object]
+"""Takes a listed object and returns what is wanted of it."""
 Observe = Callable[[str, int], None]
 """Takes the verb and HTTP status of each request; 0 where there was no answer."""
 Fence = Callable[[], None]
@@ -45,8 +47,10 @@ class ApiServer:
         bucket: TokenBucket,
         observe: Observe = lambda verb, code: None,
         read_attempts: int = _READ_ATTEMPTS,
+        keep: Keep = lambda obj: obj,
     ) -> None:
         self._session = session
+        self._keep = keep
         self._credentials = credentials
         self._bucket = bucket
         self._observe = observe
@@ -139,7 +143,8 @@ class ApiServer:
                 objects, token = [], ""
                 params.pop("limit", None)
                 continue
-            objects += [{**item, "apiVersion": kind.api_version, "kind": kind.kind} for item in page["items"] or []]
+            for item in page["items"] or []:
+                objects.append(self._keep({**item, "apiVersion": kind.api_version, "kind": kind.kind}))
             token = page["metadata"].get("continue", "")
             if not token:
                 return objects
@@ -217,6 +222,7 @@ async def connect(
     user_agent: str = "trimtab-operator",
     fence: Fence = lambda: None,
     read_attempts: int = _READ_ATTEMPTS,
+    keep: Keep = lambda obj: obj,
 ) -> AsyncIterator[ApiServer]:
     """An `ApiServer` whose session lives as long as the block.
 
@@ -228,6 +234,7 @@ async def connect(
         user_agent: Tells replicas apart in the audit log.
         fence: Asked as the last thing before each write leaves, repetitions by the HTTP library included.
         read_attempts: How often a GET is sent while the server is unavailable.
+        keep: What a list keeps of each object, page by page, so that the whole is never in memory.
     """
     secure = credentials.server.startswith("https:")
     connector = aiohttp.TCPConnector(limit=64, ssl=credentials.ssl_context() if secure else True)
@@ -242,7 +249,8 @@ async def connect(
     async with aiohttp.ClientSession(
         connector=connector, timeout=_TIMEOUT, request_class=Fenced, headers={"User-Agent": user_agent}
     ) as session:
-        yield ApiServer(session, credentials, TokenBucket(requests_per_second, burst), observe, read_attempts)
+        bucket = TokenBucket(requests_per_second, burst)
+        yield ApiServer(session, credentials, bucket, observe, read_attempts, keep)
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None) -> str:

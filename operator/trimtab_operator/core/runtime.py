@@ -69,7 +69,8 @@ class Runtime:
     async def start(self) -> None:
         """Subscribe, and list every kind until that has worked: the store is warm, and stays so."""
         self._feed.subscribe(self.deliver)
-        await asyncio.gather(*(self._list(kind) for kind in WATCHED))
+        for kind in WATCHED:  # one by one: a list is held in memory beside what is stored
+            await self._list(kind)
         self.synced = True
         self.metrics.synced.set(1)
         self.metrics.registry.register(
@@ -78,7 +79,7 @@ class Runtime:
             )
         )
         self._resyncing = asyncio.create_task(self._resync(), name="resync")
-        log.info("synced", objects={kind.kind: len(self.store.all_of(kind)) for kind in WATCHED})
+        log.info("synced", objects={kind.kind: self.store.count(kind) for kind in WATCHED})
 
     async def stop(self, grace_seconds: float = 5.0) -> None:
         """End the workers, should they still work, and the periodic list."""

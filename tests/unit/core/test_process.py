@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 import structlog
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.core.toys import world
 
@@ -24,7 +25,7 @@ from trimtab_operator.core.metrics import Metrics
 from trimtab_operator.core.probes import serve
 from trimtab_operator.core.rate import TokenBucket
 from trimtab_operator.core.store import Store
-from trimtab_operator.main import EndlessBackoffs, KopfFeed
+from trimtab_operator.main import EndlessBackoffs, KopfFeed, session
 
 
 def test_kopf_never_gives_up() -> None:
@@ -43,14 +44,52 @@ async def test_the_feed_completes_and_translates_what_kopf_brings() -> None:
     feed.subscribe(lambda change, obj: seen.append((change, obj)))
 
     def bring() -> None:
-        for event_type in (None, "ADDED", "MODIFIED", "DELETED"):
+        for event_type in ("ADDED", "MODIFIED", "DELETED"):
             feed.take(CONFIGMAP, event_type, {"metadata": {"name": "a"}})
+        feed.listed()
 
     await asyncio.to_thread(bring)
     await asyncio.sleep(0)
     obj = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}
-    assert seen == [(change, obj) for change in (Change.UPSERT, Change.UPSERT, Change.UPSERT, Change.DELETE)]
+    assert seen == [(change, obj) for change in (Change.UPSERT, Change.UPSERT, Change.DELETE)]
     assert len(relisted) == 1
+
+
+class Nobody:
+    """Credentials of a server without TLS that asks for none."""
+
+    server = "http://127.0.0.1"
+    proxy = None
+
+    async def authorization(self) -> None:
+        return None
+
+
+async def test_kopf_gets_the_version_of_a_list_and_nothing_to_hold() -> None:
+    answers = {
+        "/pods": {"kind": "PodList", "metadata": {"resourceVersion": "7", "continue": "x"}, "items": [{"kind": "Pod"}]},
+        "/api": {"kind": "APIResourceList", "resources": [{"name": "pods"}]},
+    }
+    app = web.Application()
+    for path, answer in answers.items():
+        app.router.add_get(path, lambda _, answer=answer: web.json_response(answer))
+    listed: list[None] = []
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with await session(Nobody(), lambda: listed.append(None)) as client:  # type: ignore[arg-type]
+
+            async def ask(path: str) -> Any:
+                async with client.get(f"http://127.0.0.1:{runner.addresses[0][1]}{path}") as answer:
+                    return await answer.json()
+
+            assert await ask("/api") == answers["/api"]
+            assert listed == []
+            assert await ask("/pods") == {"kind": "PodList", "metadata": {"resourceVersion": "7"}, "items": []}
+            assert len(listed) == 1
+    finally:
+        await runner.cleanup()
 
 
 async def test_the_feed_loses_nothing_between_threads() -> None:
