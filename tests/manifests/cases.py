@@ -272,6 +272,18 @@ REFUSED_EDITS = (
         "precision can't be changed",
         before=job(defaults={"precision": "fp32"}),
     ),
+    _edit(
+        "defaults added while suspended",
+        lambda m: m["spec"].update(defaults={"nodes": 2, "image": "other"}),
+        "defaults.image can't be changed",
+        before=job(suspend=True),
+    ),
+    _edit(
+        "defaults removed while suspended",
+        lambda m: m["spec"].pop("defaults"),
+        "defaults.precision can't be changed",
+        before=job(suspend=True, defaults={"precision": "fp32"}),
+    ),
 )
 
 ACCEPTED_EDITS = (
@@ -293,6 +305,9 @@ ACCEPTED_EDITS = (
         "an endpoint's service account",
         lambda m: m["spec"].update(serviceAccountName="server"),
         before=endpoint(),
+    ),
+    _edit(
+        "defaults' nodes while suspended", lambda m: m["spec"].update(defaults={"nodes": 2}), before=job(suspend=True)
     ),
     _edit("nodes while suspended", lambda m: m["spec"]["stages"][1].update(nodes=2), before=job(suspend=True)),
     _edit(

@@ -97,6 +97,23 @@ _SHAPE_WHILE_SUSPENDED = (
 )
 
 
+def _set_in_defaults(side: str, field: str) -> str:
+    return f"has({side}.defaults) && has({side}.defaults.{field})"
+
+
+def _fixed_defaults() -> list[tuple[str, str]]:
+    """One rule for each frozen field of `defaults`: those of `FrozenDefaults` rest where `defaults` comes or goes."""
+    names = [field.alias or name for name, field in StageDefaults.model_fields.items()]
+    return [
+        (
+            f"({_set_in_defaults('self', name)}) == ({_set_in_defaults('oldSelf', name)})",
+            f"defaults.{name} can't be changed; create a new job for a new experiment",
+        )
+        for name in names
+        if name not in (*_SHAPE, *_TOLERANT)
+    ]
+
+
 class FrozenDefaults(StageDefaults):
     """Fields that any stage may have, fixed from creation where they define the result."""
 
@@ -123,6 +140,7 @@ class FineTuneJobSpec(ApiModel):
             _ROLLOUT_KNOWN,
             _SAME_STAGES,
             _SHAPE_WHILE_SUSPENDED,
+            *_fixed_defaults(),
             _QUEUE_WHILE_SUSPENDED,
             *(
                 (_same("self", "oldSelf", name), f"{name} can't be changed; create a new job for a new experiment")
