@@ -9,6 +9,8 @@ from tests.controlplane.cluster import ControlPlane
 
 NAMESPACE = "default"
 """Of the release, and so of the Lease."""
+_ALLOWED = "--set=admission.allowLists.serviceAccounts={server,trainer}"
+"""The service accounts that jobs and endpoints of the tests name."""
 _ACCOUNT = f"system:serviceaccount:{NAMESPACE}:trimtab-operator"
 _KINDS = (
     "ClusterRole",
@@ -27,7 +29,7 @@ def rights_and_policies(*options: str) -> list[Object]:
     Args:
         options: `--set` and `--values` for Helm.
     """
-    text = render_text(*options, namespace=NAMESPACE).replace(_ACCOUNT, _USER["name"])
+    text = render_text(_ALLOWED, *options, namespace=NAMESPACE).replace(_ACCOUNT, _USER["name"])
     chosen = [obj for obj in objects_of(text) if obj["kind"] in _KINDS and "helm.sh/hook" not in _annotations(obj)]
     return [obj | ({"subjects": [_USER]} if "subjects" in obj else {}) for obj in chosen]
 
