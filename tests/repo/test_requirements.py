@@ -17,6 +17,8 @@ BASE = PROJECT["project"]["dependencies"]
 
 SETS = {
     "bootstrap": GROUPS["bootstrap"],
+    "build": GROUPS["build"],
+    "runtime": BASE + GROUPS["runtime"],
     "dev": BASE + EXTRAS["operator"] + EXTRAS["trainer"] + EXTRAS["serving-cpu"] + EXTRAS["cli"] + GROUPS["dev"],
     "operator": BASE + EXTRAS["operator"],
     "trainer": BASE + EXTRAS["trainer"],
@@ -67,3 +69,9 @@ def test_the_images_get_the_versions_that_the_tests_run_with() -> None:
         for package, version in pins(name).items():
             versions[package].add(version)
     assert {package for package, found in versions.items() if len(found) > 1} <= MAY_DIFFER
+
+
+@pytest.mark.parametrize("name", ["trainer", "serving", "serving-cpu"])
+def test_what_trainer_and_serving_share_stays_as_it_is_on_top(name: str) -> None:
+    """A package of the shared layer in another version would lie in the image twice."""
+    assert pins("runtime").items() <= pins(name).items()
