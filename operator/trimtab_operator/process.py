@@ -62,6 +62,8 @@ async def run(settings: Settings) -> None:
             name=settings.lease_name,
             namespace=settings.lease_namespace,
             identity=identity,
+            # Uninstalling removes the service account, and with it the Lease; nobody can create it again.
+            owner=await found.service_account(settings.lease_namespace),
             timing=Timing(
                 settings.lease_duration_seconds, settings.renew_deadline_seconds, settings.retry_period_seconds
             ),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 import os
 import ssl
 from typing import Any
+
+from trimtab_operator.core.kube import Object
 
 IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
 KUBECONFIG = "~/.kube/config"
@@ -36,6 +41,14 @@ class Credentials:
         header: str | None = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         return header or None
 
+    async def service_account(self, namespace: str) -> Object | None:
+        """An owner reference to the service account whose token this is; None for others, and in another namespace."""
+        claims = _claims(await self.authorization() or "").get("kubernetes.io", {})
+        account = claims.get("serviceaccount", {})
+        if claims.get("namespace") != namespace or not account.keys() >= {"name", "uid"}:
+            return None
+        return {"apiVersion": "v1", "kind": "ServiceAccount", "name": account["name"], "uid": account["uid"]}
+
     async def renew(self) -> None:
         """Read the credentials again, because the server refused them: a token from a plugin or a file has expired."""
         self._configuration = await _configuration()
@@ -49,6 +62,16 @@ class Credentials:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def _claims(header: str) -> Object:
+    """The claims of a bearer token that is a JSON Web Token, unverified: what we are told about ourselves."""
+    try:
+        body = header.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    except (IndexError, ValueError, binascii.Error):
+        return {}
+    return claims if isinstance(claims, dict) else {}
 
 
 async def load() -> Credentials:

@@ -101,11 +101,15 @@ class Elector:
         namespace: str,
         identity: str,
         timing: Timing,
+        owner: Object | None = None,
         clock: Callable[[], float] = boot_clock,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
         die: Callable[[str], None] = die,
     ) -> None:
-        """`identity` must be this process's alone: two that share one would take each other's Lease for their own."""
+        """`identity` must be this process's alone: two that share one would take each other's Lease for their own.
+
+        `owner`: a reference to the object with which a Lease that we create goes away.
+        """
         self.identity = identity
         self.at_work = False
         """Whether the work runs, be the Lease still valid or not: what the watchdog asks."""
@@ -114,6 +118,7 @@ class Elector:
         self._leases = leases
         self._name, self._namespace = name, namespace
         self._timing = timing
+        self._owner = owner
         self._clock = clock
         self._wall = wall
         self._die = die
@@ -252,7 +257,7 @@ class Elector:
 
     async def _write(self, seen: Seen) -> None:
         begun = self._clock()
-        lease = held(seen, self.identity, self._name, self._namespace, self._timing.duration, self._wall())
+        lease = held(seen, self.identity, self._name, self._namespace, self._timing.duration, self._wall(), self._owner)
         send = self._leases.create if seen.lease is None else self._leases.replace
         self._see(await self._bounded(send(lease, manager=MANAGER)))
         self._valid_until = begun + self._timing.renew_deadline

@@ -75,8 +75,10 @@ def may_take(seen: Seen, now: float, identity: str) -> bool:
     return now - seen.since >= seen.respected
 
 
-def held(seen: Seen, identity: str, name: str, namespace: str, duration: float, wall: datetime) -> Object:
-    """The Lease with us as its holder, renewed; its resourceVersion is the precondition."""
+def held(
+    seen: Seen, identity: str, name: str, namespace: str, duration: float, wall: datetime, owner: Object | None = None
+) -> Object:
+    """The Lease with us as its holder, renewed; its resourceVersion is the precondition. `owner`: of a new one."""
     record = seen.record
     renewed = _after(record.renewed if record else "", wall)
     spec = {"holderIdentity": identity, "leaseDurationSeconds": math.ceil(duration), "renewTime": renewed}
@@ -84,7 +86,7 @@ def held(seen: Seen, identity: str, name: str, namespace: str, duration: float, 
         spec |= {"acquireTime": renewed, "leaseTransitions": 0}
     elif record.holder != identity:
         spec |= {"acquireTime": renewed, "leaseTransitions": record.transitions + 1}
-    return _written(seen.lease, name, namespace, spec)
+    return _written(seen.lease, name, namespace, spec, owner)
 
 
 def released(lease: Object, wall: datetime) -> Object:
@@ -94,9 +96,10 @@ def released(lease: Object, wall: datetime) -> Object:
     return _written(lease, lease["metadata"]["name"], lease["metadata"]["namespace"], spec)
 
 
-def _written(lease: Object | None, name: str, namespace: str, spec: Object) -> Object:
+def _written(lease: Object | None, name: str, namespace: str, spec: Object, owner: Object | None = None) -> Object:
     """What to PUT or POST: of a live Lease everything else stays as it is."""
-    base: Object = lease or {"metadata": {"name": name, "namespace": namespace}}
+    owned = {"ownerReferences": [owner]} if owner else {}
+    base: Object = lease or {"metadata": {"name": name, "namespace": namespace, **owned}}
     return {**base, "apiVersion": LEASE.api_version, "kind": LEASE.kind, "spec": {**base.get("spec", {}), **spec}}
 
 
