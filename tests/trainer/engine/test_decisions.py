@@ -98,6 +98,9 @@ def test_the_first_cause_wins_over_what_followed_from_it() -> None:
     assert choose_cause([], {0: -int(signal.SIGSEGV)}, "s", 0).report.reason == "ProcessCrashed"
     assert choose_cause([noticed], {0: 137, 1: -15}, "s", 0) == noticed
     assert choose_cause([], {0: 1}, "s", 0).exit_code == 70
+    launcher = choose_cause([], {}, "s", 0, torchrun=-9)
+    assert (launcher.exit_code, launcher.report.reason) == (137, "Killed")
+    assert choose_cause([noticed], {1: -9}, "s", 0, torchrun=-9).report.message.startswith("rank 1 died of SIGKILL")
 
 
 def test_exceptions_become_exit_codes() -> None:

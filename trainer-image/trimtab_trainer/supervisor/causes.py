@@ -11,7 +11,9 @@ from trimtab_trainer.supervisor.run_folder import Cause
 _CGROUP_MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 
-def choose_cause(causes: list[Cause], exit_codes: dict[int, int], stage: str, oom_kills: int) -> Cause:
+def choose_cause(
+    causes: list[Cause], exit_codes: dict[int, int], stage: str, oom_kills: int, torchrun: int = 1
+) -> Cause:
     """The one failure to report.
 
     A cause that a process recorded itself comes first; then a process that died of a signal, which could record
@@ -22,6 +24,7 @@ def choose_cause(causes: list[Cause], exit_codes: dict[int, int], stage: str, oo
         exit_codes: exit code by rank of the processes that failed first; negative: a signal's number.
         stage: the stage's name.
         oom_kills: processes that the kernel killed for want of memory during the attempt.
+        torchrun: its own exit code; negative: a signal's number, and then it could not say how its processes ended.
     """
     primary = [cause for cause in causes if not cause.secondary]
     if primary:
@@ -33,7 +36,9 @@ def choose_cause(causes: list[Cause], exit_codes: dict[int, int], stage: str, oo
     }
     if died:
         rank, number = min(died.items())
-        return _died_of_signal(rank, number, stage, oom_kills)
+        return _died_of_signal(f"rank {rank}", rank, number, stage, oom_kills)
+    if torchrun < 0 and not exit_codes:
+        return _died_of_signal("torchrun", 0, -torchrun, stage, oom_kills)
     if causes:
         return causes[0]
     details = ", ".join(f"rank {rank}: exit code {code}" for rank, code in sorted(exit_codes.items()))
@@ -50,15 +55,13 @@ def oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def _died_of_signal(rank: int, number: int, stage: str, oom_kills: int) -> Cause:
+def _died_of_signal(who: str, rank: int, number: int, stage: str, oom_kills: int) -> Cause:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if number == signal.SIGKILL and oom_kills:
-        message = (
-            f"rank {rank} was killed for want of memory; raise resources.limits.memory or lower train.microBatchSize"
-        )
+        message = f"{who} was killed for want of memory; raise resources.limits.memory or lower train.microBatchSize"
         return _cause(rank, ExitCode.KILLED, "OOMKilled", message, stage)
     reason = "Killed" if number == signal.SIGKILL else "ProcessCrashed"
-    return _cause(rank, ExitCode.KILLED, reason, f"rank {rank} died of {name}; the log has its last lines", stage)
+    return _cause(rank, ExitCode.KILLED, reason, f"{who} died of {name}; the log has its last lines", stage)
 
 
 def _cause(rank: int, exit_code: ExitCode, reason: str, message: str, stage: str) -> Cause:

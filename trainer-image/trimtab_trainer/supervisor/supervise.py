@@ -91,7 +91,11 @@ def _attempt(
         if ended_well and not hang:
             return run.report(), ExitCode.DONE
         cause = hang or causes.choose_cause(
-            run.causes(), run.read_exit_codes(), config.stage, causes.oom_kills() - oom_kills_before
+            run.causes(),
+            run.read_exit_codes(),
+            config.stage,
+            causes.oom_kills() - oom_kills_before,
+            torchrun.returncode,
         )
     _show_tail(log_file(folder, config.attempt, cause.rank))
     return cause.report, cause.exit_code
