@@ -15,13 +15,13 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from tests.controlplane.credentials import Credentials
+from tests.controlplane.credentials import LOOPBACK, USERS, Credentials
 from tests.controlplane.process import ClusterError, Component, reserve_port
 
 HERE = Path(__file__).resolve().parent
@@ -42,18 +42,39 @@ class ControlPlane:
         root: Has `logs/NAME.log` of each component and `audit.log`.
     """
 
-    def __init__(self, root: Path, binaries: Path, *, audit_policy: Path = HERE / "audit-policy.yaml") -> None:
+    def __init__(
+        self,
+        root: Path,
+        binaries: Path,
+        *,
+        address: str = LOOPBACK,
+        users: Mapping[str, tuple[str, ...]] = USERS,
+        flags: Mapping[str, Mapping[str, object]] | None = None,
+        audit_policy: Path = HERE / "audit-policy.yaml",
+    ) -> None:
+        """See above.
+
+        Args:
+            root: A folder that is made.
+            binaries: What `tests.kubernetes.build.binaries` returns.
+            address: Where the API server listens; pods reach one that is not loopback as `kubernetes.default.svc`.
+            users: User name -> groups.
+            flags: Component -> its flags beside ours, or in their place.
+            audit_policy: What the audit log takes.
+        """
         self.root = root
         self._audit_policy = audit_policy
         self._binaries = binaries
+        self._address = address
+        self._flags = flags or {}
         self._components: dict[str, Component] = {}
         # A child's death signal is bound to the thread that started it, so one thread that lives as long as we do
         # starts them all: a test may call us from an event loop's short-lived worker thread.
         self._spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
-        self._reservations = [reserve_port() for _ in range(3)]
+        self._reservations = [reserve_port(address), reserve_port(), reserve_port()]
         self._port, self._etcd_port, self._peer_port = (held.getsockname()[1] for held in self._reservations)
-        self.url = f"https://127.0.0.1:{self._port}"
-        self._credentials = Credentials(root / "credentials", self.url)
+        self.url = f"https://{address}:{self._port}"
+        self._credentials = Credentials(root / "credentials", self.url, users)
         self.ca = self._credentials.ca
 
     def __enter__(self) -> Self:
@@ -103,10 +124,10 @@ class ControlPlane:
         self._start(
             "kube-apiserver",
             etcd_servers=f"http://127.0.0.1:{self._etcd_port}",
-            bind_address="127.0.0.1",
-            advertise_address="127.0.0.1",
+            bind_address=self._address,
+            advertise_address=self._address,
             secure_port=self._port,
-            endpoint_reconciler_type="none",
+            endpoint_reconciler_type="none" if self._address == LOOPBACK else "lease",
             tls_cert_file=files / "apiserver.pem",
             tls_private_key_file=files / "apiserver.key",
             token_auth_file=files / "tokens.csv",
@@ -264,7 +285,7 @@ class ControlPlane:
     def _get(self, path: str) -> tuple[int, str]:
         """A request as the admin, without kubectl's start-up cost: status and body."""
         context = ssl.create_default_context(cafile=self.ca)
-        connection = http.client.HTTPSConnection("127.0.0.1", self._port, timeout=10, context=context)
+        connection = http.client.HTTPSConnection(self._address, self._port, timeout=10, context=context)
         try:
             connection.request("GET", path, headers={"Authorization": f"Bearer {self._credentials.tokens['admin']}"})
             answer = connection.getresponse()
@@ -277,6 +298,7 @@ class ControlPlane:
         return {**os.environ, "HOME": str(self.root), "KUBECACHEDIR": str(self.root / "cache"), "KUBECONFIG": ""}
 
     def _start(self, name: str, *arguments: str, **options: object) -> None:
+        options |= self._flags.get(name, {})
         flags = [f"--{option.replace('_', '-')}={value}" for option, value in options.items()]
         command = [str(self._binaries / name), *flags, *arguments]
         log = self.root / "logs" / f"{name}.log"

@@ -70,9 +70,9 @@ class Component:
         self._process.wait()
 
 
-def reserve_port() -> socket.socket:
-    """A socket that holds a free loopback port: others don't get it, a listener with SO_REUSEADDR (Go's) does."""
+def reserve_port(address: str = "127.0.0.1") -> socket.socket:
+    """A socket that holds a free port of `address`: others don't get it, a listener with SO_REUSEADDR (Go's) does."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
+    held.bind((address, 0))
     return held
