@@ -21,7 +21,8 @@ GENERATED := crds docs/api.md docs/status.md helm/trimtab/templates/crds helm/tr
 # The environment is made anew when what defines it changes, the place of the checkout included.
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test check lint test-repo test-unit test-chart test-trainer test-serving test-local test-controlplane \
+.PHONY: help setup demo test check lint images test-repo test-unit test-chart test-trainer test-serving test-local \
+	test-controlplane test-cluster \
 	bench-operator generate verify requirements clean
 
 help: ## List the targets
@@ -94,6 +95,21 @@ bench-operator: setup ## Measure the operator with many jobs against a bare loop
 	$(PYTHON) tests/kubernetes/build.py
 	$(PYTHON) -m bench.operator --jobs $(JOBS) --rest-seconds $(REST) --write $(TABLE)
 
+# For machines without a GPU: IMAGE_FLAGS="--build-arg REQUIREMENTS=serving-cpu.txt --build-arg PACKAGES=libnuma1"
+images: ## Build the three images with docker or buildah, whichever works here
+	@if docker info >/dev/null 2>&1; then builder="docker build"; \
+	elif command -v buildah >/dev/null; then builder="buildah build --layers"; \
+	else echo "make images: neither a docker daemon nor buildah is here. On Debian: apt-get install buildah" >&2; exit 1; fi; \
+	version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
+	for image in operator:operator trainer-image:trainer serving:serving; do \
+	  $$builder --build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$version $(IMAGE_FLAGS) \
+	    --file $${image%:*}/Dockerfile --tag trimtab-$${image#*:}:$$version .; \
+	done
+
+# A machine that may become a node: root on Linux. The folder's own programs are checked first, and missing ones named.
+test-cluster: setup ## Install, train, serve and break things on a real node: images built from the Dockerfiles; root
+	$(PYTEST) --timeout=3600 tests/cluster
+
 generate: setup ## Write the CRDs, the chart's values and copies, and the reference pages
 	$(PYTHON) -m trimtab_operator.api.generate
 	$(PYTHON) -m trimtab_operator.chart.generate
@@ -109,6 +125,9 @@ requirements: setup ## Compile the pinned requirement sets from pyproject.toml
 	$(UV) pip compile --group pyproject.toml:bootstrap --generate-hashes --no-emit-index-url --no-header \
 	  --python-version 3.11 --quiet -o requirements/bootstrap.txt
 	$(COMPILE) $(OVERRIDE) --extra operator --extra trainer --extra serving-cpu --extra cli --group dev -o requirements/dev.txt
+	$(UV) pip compile --group pyproject.toml:build --generate-hashes --no-emit-index-url --no-header $(TESTED) \
+	  --python-version 3.11 --quiet -o requirements/build.txt
+	$(COMPILE) $(OVERRIDE) $(TESTED) --group runtime -o requirements/runtime.txt
 	$(COMPILE) $(OVERRIDE) $(TESTED) --extra operator -o requirements/operator.txt
 	$(COMPILE) $(OVERRIDE) $(TESTED) --extra trainer -o requirements/trainer.txt
 	$(COMPILE) $(OVERRIDE) $(TESTED) --extra serving-cpu -o requirements/serving-cpu.txt

@@ -1,0 +1,77 @@
+"""From the Dockerfiles to an answer, as a platform team would do it on a Friday: must-show 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cluster import host
+from tests.cluster.cluster import CHART, RELEASE, SYSTEM, TEAM, Cluster, read
+from tests.controlplane.jobs import condition, until
+
+URL = "http://sums.team.svc.cluster.local:8000/v1"
+CRDS = ("finetunejobs.trimtab.dev", "modelendpoints.trimtab.dev")
+
+
+def test_install_train_serve_upgrade_test_uninstall(cluster: Cluster, team: Path) -> None:
+    clock = cluster.clock
+    with clock.phase("helm install"):
+        cluster.install()
+    with clock.phase("kubectl apply until Complete"):
+        claim, job = read("job.yaml")
+        cluster.apply(claim, job)
+        cluster.kubectl("wait", "--for=condition=Complete", "ftj/sums", f"--namespace={TEAM}", "--timeout=900s")
+    pods = cluster.items("pods", TEAM, "trimtab.dev/stage=sft")
+    assert len(pods) == 2
+    assert {pod["status"]["phase"] for pod in pods} == {"Succeeded"}
+
+    with clock.phase("ask through the Service's name"):
+        answers = cluster.ask(TEAM, URL, "sums", "What is 2 plus 2?", "What is 3 plus 4?")
+    assert [answer["finish_reason"] for answer in answers] == ["stop", "stop"]
+    assert [answer["content"].strip() for answer in answers] == ["2 plus 2 is 4.", "3 plus 4 is 7."]
+
+    with clock.phase("helm upgrade"):
+        served = uids(cluster, "trimtab.dev/endpoint=sums")
+        cluster.helm(
+            "upgrade",
+            RELEASE,
+            str(CHART),
+            f"--namespace={SYSTEM}",
+            "--reuse-values",
+            "--wait",
+            "--timeout=5m",
+            "--set=settings.workers=8",
+        )
+    with clock.phase("helm test"):
+        print(cluster.helm("test", RELEASE, f"--namespace={SYSTEM}", "--timeout=15m"))
+    assert uids(cluster, "trimtab.dev/endpoint=sums") == served
+
+    with clock.phase("helm uninstall"):
+        cluster.helm("uninstall", RELEASE, f"--namespace={SYSTEM}", "--wait", "--timeout=5m")
+        until(
+            lambda: not cluster.items("pods", SYSTEM) + cluster.items("leases", SYSTEM), "neither pod nor Lease is left"
+        )
+    assert {crd["metadata"]["name"] for crd in cluster.items("crds", None)} >= set(CRDS)
+    assert condition(cluster.get("ftj", "sums", f"--namespace={TEAM}")["status"], "Complete")[0] == "True"
+    with clock.phase("ask while no operator runs"):
+        (answer,) = cluster.ask(TEAM, URL, "sums", "What is 1 plus 1?")
+    assert answer["content"].strip() == "1 plus 1 is 2."
+
+    with clock.phase("delete job and endpoint"):
+        cluster.kubectl("delete", "ftj,mep", "--all", f"--namespace={TEAM}", "--timeout=60s")
+        until(lambda: left(cluster) == [], "nothing of ours is left")
+    until(lambda: host.pod_processes() == [], "no process of a pod")
+    assert [point for point in host.mounts(cluster.node.root) if "/pods/" in point] == []
+
+
+def uids(cluster: Cluster, selector: str) -> list[str]:
+    return [pod["metadata"]["uid"] for pod in cluster.items("pods", TEAM, selector)]
+
+
+def left(cluster: Cluster) -> list[str]:
+    """What there is of pods, Services and Leases, besides what belongs to the cluster itself."""
+    found = [item for kind in ("pods", "services", "leases") for item in cluster.items(kind, None)]
+    return [
+        f"{item['kind']} {item['metadata']['namespace']}/{item['metadata']['name']}"
+        for item in found
+        if item["metadata"]["namespace"] not in ("default", "kube-system", "kube-node-lease")
+    ]

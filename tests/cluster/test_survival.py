@@ -1,0 +1,136 @@
+"""A job that is trained while the node and the operator break under it: must-show 2."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.cluster import SYSTEM, TEAM, Cluster, read
+from tests.controlplane.jobs import condition, until
+
+from trimtab_trainer.progress.metrics_log import read_rows
+
+STEPS = 2000
+EVERY = 50
+"""Steps between two checkpoints."""
+WORKER = "trimtab_trainer.engine.worker"
+KUBELET_AWAY_SECONDS = 60
+
+
+class Training:
+    """The stage as its volume and its pods show it."""
+
+    def __init__(self, cluster: Cluster, volume: Path) -> None:
+        self._cluster = cluster
+        self._volume = volume
+
+    @property
+    def folder(self) -> Path | None:
+        """The stage's folder, once it is there."""
+        return next(self._volume.glob("models/sums-*/sft"), None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What `metrics.jsonl` has of training steps."""
+        folder = self.folder
+        return [row for row in read_rows(folder / "metrics.jsonl") if "loss" in row] if folder else []
+
+    def checkpoint(self) -> int:
+        """Step of the newest complete checkpoint; 0 without one."""
+        folder = self.folder
+        found = folder.glob("checkpoints/step-*") if folder else []
+        return max((int(path.name.removeprefix("step-")) for path in found if path.name[5:].isdecimal()), default=0)
+
+    def until_beyond(self, attempt: int, checkpoint: int) -> int:
+        """Waits until the attempt has trained on after a checkpoint later than the given one; that checkpoint."""
+
+        def beyond() -> int:
+            newest = self.checkpoint()
+            rows = self.rows()
+            trains = rows and rows[-1]["attempt"] == attempt and rows[-1]["step"] > newest
+            return newest if trains and newest > checkpoint else 0
+
+        found: int = until(beyond, f"attempt {attempt} trains beyond a new checkpoint", 300)
+        return found
+
+    def pod(self, attempt: int, index: int) -> str:
+        """The uid of a pod of an attempt."""
+        selector = (
+            f"trimtab.dev/stage=sft,trimtab.dev/attempt={attempt},batch.kubernetes.io/job-completion-index={index}"
+        )
+        (pod,) = self._cluster.items("pods", TEAM, selector)
+        return str(pod["metadata"]["uid"])
+
+
+def test_training_outlives_what_breaks_under_it(cluster: Cluster, team: Path) -> None:
+    clock, node = cluster.clock, cluster.node
+    training = Training(cluster, team)
+    with clock.phase("faults: helm install"):
+        cluster.install()
+    before = len(cluster.plane.audit())
+    claim, job = read("job.yaml")
+    job["spec"]["stages"][0]["train"] |= {"maxSteps": STEPS, "globalBatchSize": 32}
+    job["spec"]["defaults"]["checkpoint"]["everySteps"] = EVERY
+    cluster.apply(claim, job)
+    saved = {}
+
+    with clock.phase("faults: a training process is killed"):
+        saved[1] = training.until_beyond(1, 0)
+        assert node.kill_processes(training.pod(1, index=1), f"-m {WORKER}")
+        saved[2] = training.until_beyond(2, saved[1])
+    with clock.phase("faults: a pod's sandbox is killed"):
+        assert node.kill_sandbox(training.pod(2, index=0))
+        saved[3] = training.until_beyond(3, saved[2])
+    with clock.phase("faults: the kubelet is away"):
+        step = training.rows()[-1]["step"]
+        node.stop_kubelet()
+        time.sleep(KUBELET_AWAY_SECONDS)
+        node.start_kubelet()
+        cluster.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
+        assert training.rows()[-1]["step"] > step
+    with clock.phase("faults: the operator's leader is killed"):
+        leader = holder(cluster)
+        pods = cluster.items("pods", SYSTEM, "app.kubernetes.io/component=operator")
+        (uid,) = [pod["metadata"]["uid"] for pod in pods if leader.startswith(pod["metadata"]["name"])]
+        assert node.kill_processes(uid, "trimtab_operator")
+        until(lambda: holder(cluster) not in ("", leader), "another replica leads")
+    with clock.phase("faults: until Complete"):
+        cluster.kubectl("wait", "--for=condition=Complete", "ftj/sums", f"--namespace={TEAM}", "--timeout=900s")
+
+    rows = training.rows()
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    first = {attempt: min(row["step"] for row in rows if row["attempt"] == attempt) for attempt in (1, 2, 3)}
+    assert {row["attempt"] for row in rows} == {1, 2, 3}
+    for attempt in (2, 3):
+        assert first[attempt] == saved_before(first[attempt]) + 1
+        assert first[attempt] > saved[attempt - 1]
+    status = cluster.get("ftj", "sums", f"--namespace={TEAM}")["status"]
+    assert (status["stages"][0]["attempt"], status["stages"][0]["failures"]["count"]) == (3, 2)
+    assert condition(status, "Complete")[0] == "True"
+
+    created = Counter(
+        event["requestObject"]["metadata"]["name"]
+        for event in cluster.plane.audit()[before:]
+        if event["verb"] == "create"
+        and event["objectRef"]["resource"] == "jobs"
+        and event["responseStatus"]["code"] == 201
+    )
+    attempts = [
+        entry["metadata"]["labels"]["trimtab.dev/attempt"]
+        for entry in cluster.items("jobs", TEAM, "trimtab.dev/stage=sft")
+    ]
+    assert sorted(attempts) == ["1", "2", "3"]
+    assert len(created) == 4
+    assert set(created.values()) == {1}
+
+
+def holder(cluster: Cluster) -> str:
+    """Who holds the Lease; empty for nobody."""
+    lease = cluster.get("lease", "trimtab-operator", f"--namespace={SYSTEM}")
+    return str(lease["spec"].get("holderIdentity") or "")
+
+
+def saved_before(step: int) -> int:
+    """The last step before `step` at which a checkpoint is due."""
+    return (step - 1) // EVERY * EVERY
