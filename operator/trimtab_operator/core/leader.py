@@ -154,7 +154,7 @@ class Elector:
         while not stop.is_set():
             if await self._round() is _Round.HELD:
                 await self._lead(work, stop)
-            elif await set_within(stop, self._pause()):
+            elif await set_within(stop, self._pause_of_candidate()):
                 return
 
     async def _lead(self, work: Work, stop: asyncio.Event) -> None:
@@ -274,6 +274,11 @@ class Elector:
     async def _bounded(self, call: Awaitable[_Answer]) -> _Answer:
         async with asyncio.timeout(CALL_SECONDS):
             return await call
+
+    def _pause_of_candidate(self) -> float:
+        """As `_pause`, but not beyond the moment from which the Lease may be taken."""
+        until_free = self._seen.since + self._seen.respected - self._clock() if self._seen is not None else 0.0
+        return min(self._pause(), until_free) if until_free > 0 else self._pause()
 
     def _pause(self) -> float:
         """Until the next attempt; the retry period at most, so that a released Lease is taken within one."""

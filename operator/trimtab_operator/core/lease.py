@@ -107,8 +107,8 @@ def _after(before: str, wall: datetime) -> str:
     """The time as a MicroTime, later than `before` whatever the wall clock says: each renewal must be a change."""
     try:
         known = datetime.fromisoformat(before)
-    except ValueError:
-        known = wall
-    if known.tzinfo is not None and known >= wall:
+    except ValueError:  # there was none, or a hand wrote it
+        known = None
+    if known is not None and known.tzinfo is not None and known >= wall:
         wall = known + timedelta(microseconds=1)
     return wall.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

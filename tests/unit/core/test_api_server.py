@@ -209,3 +209,48 @@ async def test_without_a_cluster_the_remedy_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
     with pytest.raises(CredentialsError, match="set KUBECONFIG"):
         await load()
+
+
+async def test_the_fence_is_asked_before_each_write_leaves(tmp_path: Path) -> None:
+    """Also before one that the HTTP library sends again, and after all that a request may have waited for."""
+    allowed = 2
+    asked = 0
+
+    def fence() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > allowed:
+            raise Unavailable(0, "NotLeading", "not sent")
+
+    seen: list[tuple[str, str]] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        seen.append((request.method, request.headers["User-Agent"]))
+        if request.method == "DELETE":  # of a connection that was kept: aiohttp repeats it on a new one
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response(OBJECT)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await (site := web.TCPSite(runner, "127.0.0.1", 0)).start()
+    assert site.name
+    write_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{runner.addresses[0][1]}", "t")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        async with connect(
+            await load(), requests_per_second=500, burst=1000, user_agent="me/1 (a)", fence=fence
+        ) as kube:
+            await kube.apply(OBJECT, manager="m")
+            with pytest.raises(Unavailable, match="not sent"):
+                await kube.delete(CONFIGMAP, "n", "a")
+            assert [method for method, _ in seen] == ["PATCH", "DELETE"]
+            assert asked == 3
+            await kube.get(CONFIGMAP, "n", "a")
+            for write in (kube.create, kube.apply, kube.apply_status, kube.replace):
+                with pytest.raises(Unavailable, match="not sent"):
+                    await write(OBJECT, manager="m")
+    assert seen[2:] == [("GET", "me/1 (a)")]
+    await runner.cleanup()
