@@ -171,6 +171,15 @@ class ControlPlane:
         )
 
     @contextmanager
+    def frozen_apiserver(self) -> Iterator[None]:
+        """The API server stands still meanwhile: it accepts connections, and answers nothing."""
+        self._components["kube-apiserver"].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._components["kube-apiserver"].send_signal(signal.SIGCONT)
+
+    @contextmanager
     def frozen_nodes(self) -> Iterator[None]:
         """KWOK stands still meanwhile, so that no pod changes; shorter than a node's lease of 40 s."""
         self._components["kwok"].send_signal(signal.SIGSTOP)

@@ -57,8 +57,12 @@ class Operator:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops it, if it runs, in order: so the next one need not wait for the Lease."""
         if self._process is not None:
-            self.stop()  # so that the next one need not wait for the Lease
+            self.stop()
         self._reservation.close()
 
     def start(self, *, leads: bool = True) -> None:
@@ -106,9 +110,19 @@ class Operator:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def is_running(self) -> bool:
+        """Whether the process that was started last has not ended."""
+        if self._process is None:
+            return False
+        self._process.check()
+        return True
+
     def leads(self) -> bool:
-        """Whether it may write."""
-        return self.value("leader") == 1
+        """Whether it says that it may write."""
+        try:
+            return self.value("leader") == 1
+        except (OSError, http.client.HTTPException):  # it does not run, or stands still
+            return False
 
     def value(self, metric: str) -> float:
         """The value of a metric without labels, named without its prefix."""
