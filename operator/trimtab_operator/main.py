@@ -29,6 +29,8 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _STEADY_SECONDS = 60.0
 """Having lived so long, kopf is begun anew without delay."""
 _STOP_SECONDS = 10.0
+_END_SECONDS = 2.0
+"""For kopf's tasks to end when they are cancelled; what does not is left behind with its loop."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -111,20 +113,7 @@ class Watches:
         delay = 1.0
         while not self._stop.is_set():
             begun = time.monotonic()
-            error: BaseException | None = None
-            try:
-                asyncio.run(
-                    kopf.operator(
-                        registry=_registry(self._feed),
-                        settings=_settings(),
-                        standalone=True,
-                        clusterwide=not self._namespaces,
-                        namespaces=self._namespaces,
-                        stop_flag=self._stop,
-                    )
-                )
-            except (Exception, asyncio.CancelledError) as raised:  # whatever it was, the watches must go on
-                error = raised
+            error = self._live()
             if self._stop.is_set():
                 return
             if time.monotonic() - begun > _STEADY_SECONDS:
@@ -133,6 +122,37 @@ class Watches:
             self._restarted()
             self._stop.wait(delay * random.uniform(0.8, 1.2))  # noqa: S311
             delay = min(delay * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _live(self) -> BaseException | None:
+        """Kopf from its beginning to its end, in a loop of its own; what ended it."""
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self._watch())
+        except (Exception, asyncio.CancelledError) as error:  # whatever it was, the watches must go on
+            return error
+        finally:
+            loop.set_exception_handler(lambda *_: None)  # it would tell of each task that is left behind
+            loop.close()
+        return None
+
+    async def _watch(self) -> None:
+        tasks = await kopf.spawn_tasks(
+            registry=_registry(self._feed),
+            settings=_settings(),
+            standalone=True,
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            stop_flag=self._stop,
+        )
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        # Not `kopf.run_tasks`: once a watch has failed it may wait for the others without end.
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_END_SECONDS)
+        for task in done:
+            task.result()
 
 
 def _settings() -> kopf.OperatorSettings:
