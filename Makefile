@@ -87,13 +87,14 @@ test-controlplane: setup ## Test the operator on a real kube-apiserver
 	$(PYTHON) tests/kubernetes/build.py
 	$(PYTEST) -n 2 --dist loadfile tests/controlplane
 
-# Sizes, seconds at rest, and where the table goes.
+# Sizes, seconds at rest, seconds of 503 with the last size (0: none), and where the table goes.
 JOBS := 100 1000 5000
 REST := 60
+OUTAGE := 60
 TABLE := bench/README.md
 bench-operator: setup ## Measure the operator with many jobs against a bare loop
 	$(PYTHON) tests/kubernetes/build.py
-	$(PYTHON) -m bench.operator --jobs $(JOBS) --rest-seconds $(REST) --write $(TABLE)
+	$(PYTHON) -m bench.operator --jobs $(JOBS) --rest-seconds $(REST) --outage-seconds $(OUTAGE) --write $(TABLE)
 
 # For machines without a GPU: IMAGE_FLAGS="--build-arg REQUIREMENTS=serving-cpu.txt --build-arg PACKAGES=libnuma1"
 images: ## Build the three images with docker or buildah, whichever works here

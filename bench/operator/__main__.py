@@ -15,8 +15,8 @@ HERE = Path(__file__).resolve().parent
 POLICY = HERE / "audit-policy.yaml"
 
 
-async def bench(jobs: list[int], rest_seconds: float) -> list[Run]:
-    """Each size: the floor, then the operator."""
+async def bench(jobs: list[int], rest_seconds: float, outage_seconds: float) -> list[Run]:
+    """Each size: the floor, then the operator; the outage with the last size only."""
     found = binaries()
     recording = await record_one(found)
     runs = []
@@ -24,8 +24,8 @@ async def bench(jobs: list[int], rest_seconds: float) -> list[Run]:
         print(f"{count} jobs: the floor", flush=True)
         floor = await measure_floor(found, POLICY, recording, count)
         print(f"{count} jobs: the operator", flush=True)
-        run = await measure(found, POLICY, count, rest_seconds)
-        run.floor_children_seconds = floor.children
+        run = await measure(found, POLICY, count, rest_seconds, outage_seconds if count == jobs[-1] else 0)
+        run.floor = floor
         runs.append(run)
         print(table([run]), flush=True)
     return runs
@@ -36,10 +36,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.operator", description=__doc__)
     parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 5000])
     parser.add_argument("--rest-seconds", type=float, default=60, help="how long the operator is watched at rest")
+    parser.add_argument("--outage-seconds", type=float, default=60, help="of 503, with the last size; 0 leaves it out")
     parser.add_argument("--write", type=Path, help="file whose marked part becomes the table")
     arguments = parser.parse_args()
     try:
-        runs = asyncio.run(bench(arguments.jobs, arguments.rest_seconds))
+        runs = asyncio.run(bench(arguments.jobs, arguments.rest_seconds, arguments.outage_seconds))
     except BenchError as error:
         sys.exit(f"bench-operator: {error}")
     text = f"{table(runs)}\n\n{machine()}"

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-OPERATOR = "operator"
+OPERATOR, USER = "operator", "admin"
+"""The names of who is measured, and of who creates the jobs."""
 _FIRST_ERROR = 400
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from bench.operator.audit import OPERATOR
-from bench.operator.workload import at_once, manifest
+from bench.operator.workload import at_once, submit
 
 from trimtab_operator.core.api_server import ApiServer
 from trimtab_operator.core.kube import Object
@@ -78,7 +78,7 @@ class Floor:
     writes: int
 
 
-async def play(kube: ApiServer, recording: Recording, names: Sequence[str]) -> Floor:
+async def play(user: ApiServer, operator: ApiServer, recording: Recording, names: Sequence[str]) -> Floor:
     """Create the jobs and make all their writes, in two laps: the first children of every job, then the rest."""
     left: dict[str, list[Recorded]] = {}
     versions: dict[str, str] = {}
@@ -88,14 +88,14 @@ async def play(kube: ApiServer, recording: Recording, names: Sequence[str]) -> F
         body = each.body
         if each.method == "apply_status":
             body["metadata"]["resourceVersion"] = versions[name]
-        answer = await getattr(kube, each.method)(body, manager=each.manager)
+        answer = await getattr(operator, each.method)(body, manager=each.manager)
         if each.method == "apply_status":
             versions[name] = answer["metadata"]["resourceVersion"]
 
     made: asyncio.Queue[Object] = asyncio.Queue()
 
-    async def submit(name: str) -> None:
-        made.put_nowait(await kube.create(manifest(name), manager="bench"))
+    async def create(name: str) -> None:
+        made.put_nowait(await submit(user, name))
 
     async def first() -> None:
         job = await made.get()
@@ -111,7 +111,7 @@ async def play(kube: ApiServer, recording: Recording, names: Sequence[str]) -> F
             await write(name, each)
 
     began = time.monotonic()
-    await asyncio.gather(at_once([partial(submit, name) for name in names]), at_once([first] * len(names)))
+    await asyncio.gather(at_once([partial(create, name) for name in names]), at_once([first] * len(names)))
     children = time.monotonic() - began
     await at_once([partial(rest, name) for name in names])
     return Floor(children, time.monotonic() - began, len(recording.writes) * len(names))

@@ -11,19 +11,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bench.operator.audit import OPERATOR, AuditLog
+from bench.operator.audit import OPERATOR, USER, AuditLog
 from bench.operator.floor import Floor, Recording, play, record
 from bench.operator.process import Watched
-from bench.operator.workload import NAMESPACE, at_once, client, manifest, names, prepare_cluster
+from bench.operator.wakeup import latencies
+from bench.operator.workload import NAMESPACE, at_once, client, names, prepare_cluster, submit
 from tests.controlplane.cluster import HERE, ControlPlane
+from tests.controlplane.faults.proxy import proxy
 from tests.controlplane.operator import Operator
+
+from trimtab_operator.core.api_server import ApiServer
+from trimtab_operator.core.kube import FINETUNEJOB
 
 STATUS = "finetunejobs/status"
 QUIET_SECONDS = 5.0
 RESYNC_WITHIN_SECONDS = 45.0
 """The first periodic list comes within this time of a start."""
+PROBES, PROBES_AT_ONCE = 60, 3
+"""Jobs whose wake-ups are measured while all the others are at rest."""
+LATE_JOBS = 20
+"""Jobs that are created during the outage."""
 _SCRAPE_SECONDS = 2.0
 
 
@@ -38,7 +46,7 @@ class Run:
     jobs: int
     children_seconds: float = 0.0
     complete_seconds: float = 0.0
-    floor_children_seconds: float = 0.0
+    floor: Floor | None = None
     writes_per_job: dict[str, float] = field(default_factory=dict)
     status_writes_most: int = 0
     queue_depth_most: int = 0
@@ -46,14 +54,17 @@ class Run:
     resident_most: float = 0.0
     resident_at_rest: float = 0.0
     cpu_at_rest: float = 0.0
+    cpu_busy_seconds: float = 0.0
+    wake_ups: list[float] = field(default_factory=list)
     restart_seconds: float = 0.0
     writes_at_rest: int = 0
-    cpu_busy_seconds: float = 0.0
+    outage_seconds: float = 0.0
+    back_seconds: float = 0.0
 
 
 @contextmanager
 def cluster(binaries: Path, jobs: int, policy: Path) -> Iterator[ControlPlane]:
-    """A new control plane with the namespace, the claim and the nodes; pods stay Pending until `release`."""
+    """A new control plane with the namespace, claim and nodes; pods stay Pending until `start_kwok` is called."""
     with (
         tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder,
         ControlPlane(Path(folder, "control-plane"), binaries, audit_policy=policy) as running,
@@ -63,52 +74,47 @@ def cluster(binaries: Path, jobs: int, policy: Path) -> Iterator[ControlPlane]:
         yield running
 
 
-def release(control_plane: ControlPlane) -> None:
-    """Pods run from now on."""
-    control_plane.start_kwok()
-
-
 async def record_one(binaries: Path) -> Recording:
     """The operator's writes for one job."""
     with cluster(binaries, 1, HERE / "audit-policy.yaml") as control_plane:
-        release(control_plane)
-        name = "job-record"
+        control_plane.start_kwok()
         async with client(control_plane.kubeconfig()) as kube:
             with Operator(control_plane):
-                job = await kube.create(manifest(name), manager="bench")
-                control_plane.kubectl(
-                    "wait", "--for=condition=Complete", f"ftj/{name}", "--timeout=120s", f"--namespace={NAMESPACE}"
-                )
+                job = await submit(kube, "job-record")
+                arguments = ("--for=condition=Complete", "ftj/job-record", "--timeout=180s", f"--namespace={NAMESPACE}")
+                await asyncio.to_thread(control_plane.kubectl, "wait", *arguments)
                 await asyncio.sleep(QUIET_SECONDS)
-        return record(control_plane.audit(), name, job["metadata"]["uid"])
+        return record(control_plane.audit(), "job-record", job["metadata"]["uid"])
 
 
 async def measure_floor(binaries: Path, policy: Path, recording: Recording, jobs: int) -> Floor:
     """The bare loop on a control plane of its own, where no operator runs."""
     with cluster(binaries, jobs, policy) as control_plane:
-        async with client(control_plane.kubeconfig()) as kube:
-            return await play(kube, recording, names(jobs))
+        async with client(control_plane.kubeconfig()) as user, client(control_plane.kubeconfig(OPERATOR)) as operator:
+            return await play(user, operator, recording, names(jobs))
 
 
 class Sampler:
     """Looks at the operator every two seconds, and keeps the largest values."""
 
-    def __init__(self, operator: Operator, process: Watched, run: Run) -> None:
+    def __init__(self, operator: Operator, run: Run) -> None:
         self._operator = operator
-        self._process = process
         self._run = run
+        self.process = Watched(operator.pid)
         self.succeeded = 0
 
     async def sample(self) -> None:
         """Look once."""
         families = await asyncio.to_thread(self._operator.metrics)
         depth = int(families["trimtab_operator_queue_depth"].samples[0].value)
-        phases = {each.labels["phase"]: int(each.value) for each in families["trimtab_operator_jobs"].samples}
-        self.succeeded = phases.get("Succeeded", 0)
+        phases: Counter[str] = Counter()
+        for each in families["trimtab_operator_jobs"].samples:
+            phases[each.labels["phase"]] += int(each.value)
+        self.succeeded = phases["Succeeded"]
         self._run.queue_depth_most = max(self._run.queue_depth_most, depth)
-        self._run.connections_most = max(self._run.connections_most, self._process.connections())
-        self._run.resident_most = self._process.most_resident()
-        if phases.get("Failed"):
+        self._run.connections_most = max(self._run.connections_most, self.process.connections())
+        self._run.resident_most = max(self._run.resident_most, self.process.most_resident())
+        if phases["Failed"]:
             raise BenchError(f"{phases['Failed']} of {self._run.jobs} jobs failed")
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
@@ -121,44 +127,50 @@ class Sampler:
             await asyncio.sleep(_SCRAPE_SECONDS)
 
 
-async def measure(binaries: Path, policy: Path, jobs: int, rest_seconds: float) -> Run:
-    """The operator with so many jobs."""
+async def measure(binaries: Path, policy: Path, jobs: int, rest_seconds: float, outage_seconds: float) -> Run:
+    """The operator with so many jobs; an outage of no seconds is left out."""
     run = Run(jobs)
-    patience = 120 + jobs * 0.3
-    with cluster(binaries, jobs, policy) as control_plane, Operator(control_plane) as operator:
+    with cluster(binaries, jobs, policy) as control_plane:
         log = AuditLog(control_plane.root / "audit.log")
-        process = Watched(operator.pid)
-        sampler = Sampler(operator, process, run)
-
-        def told() -> bool:
-            counts = Counter(write.name for write in log.by(OPERATOR, STATUS))
-            return sum(count >= 2 for count in counts.values()) >= jobs
-
-        async with client(control_plane.kubeconfig()) as kube:
-            pieces = [partial(_submit, kube, name) for name in names(jobs)]
-            submission = asyncio.create_task(at_once(pieces))
-            await sampler.until(told, "the children of all jobs exist", patience)
-            await submission
-        began = min(write.received for write in log.by("admin", "finetunejobs"))
-        run.children_seconds = _second_status(log) - began
-        released = time.time()
-        await asyncio.to_thread(release, control_plane)
-        await sampler.until(lambda: sampler.succeeded == jobs, "all jobs are complete", patience)
-        run.complete_seconds = run.children_seconds + max(w.answered for w in log.by(OPERATOR, STATUS)) - released
-        run.cpu_busy_seconds = process.cpu_seconds()
-        await asyncio.sleep(QUIET_SECONDS)
-        _count(log, run)
-        await _at_rest(operator, process, run, rest_seconds)
-        await _restart(operator, log, run)
+        async with client(control_plane.kubeconfig()) as user:
+            with Operator(control_plane) as operator:
+                sampler = Sampler(operator, run)
+                await _burst(control_plane, user, log, sampler, run)
+                await _at_rest(operator, sampler.process, run, rest_seconds)
+                await _wake_ups(user, log, sampler, run)
+                await _restart(operator, log, run)
+            if outage_seconds > 0:
+                await _outage(control_plane, user, log, run, outage_seconds)
     return run
 
 
-async def _submit(kube: Any, name: str) -> None:
-    await kube.create(manifest(name), manager="bench")
+async def _burst(control_plane: ControlPlane, user: ApiServer, log: AuditLog, sampler: Sampler, run: Run) -> None:
+    """All jobs at once: first their children, then, when pods may run, their completion."""
+    patience = 180 + run.jobs * 0.3
+
+    def told() -> bool:
+        counts = Counter(write.name for write in log.by(OPERATOR, STATUS))
+        return sum(count >= 2 for count in counts.values()) >= run.jobs
+
+    creation = asyncio.create_task(at_once([partial(submit, user, name) for name in names(run.jobs)]))
+    await sampler.until(told, "the children of all jobs exist", patience)
+    await creation
+    began = min(write.received for write in log.by(USER, "finetunejobs"))
+    run.children_seconds = _last_second_status(log) - began
+    released = time.time()
+    await asyncio.to_thread(control_plane.start_kwok)
+    await sampler.until(lambda: sampler.succeeded >= run.jobs, "all jobs are complete", patience)
+    run.complete_seconds = run.children_seconds + max(write.answered for write in log.by(OPERATOR, STATUS)) - released
+    run.cpu_busy_seconds = sampler.process.cpu_seconds()
+    await asyncio.sleep(QUIET_SECONDS)
+    ours = [write for write in log.read() if write.user == OPERATOR]
+    counts = Counter(write.resource for write in ours)
+    run.writes_per_job = {resource: count / run.jobs for resource, count in sorted(counts.items())}
+    run.status_writes_most = max(Counter(write.name for write in ours if write.resource == STATUS).values())
 
 
-def _second_status(log: AuditLog) -> float:
-    """When the last job's status told of its first children."""
+def _last_second_status(log: AuditLog) -> float:
+    """When the last job's status told of its first children: that is the second write of each."""
     seen: Counter[str] = Counter()
     last = 0.0
     for write in log.by(OPERATOR, STATUS):
@@ -166,14 +178,6 @@ def _second_status(log: AuditLog) -> float:
         if seen[write.name] == 2:
             last = max(last, write.answered)
     return last
-
-
-def _count(log: AuditLog, run: Run) -> None:
-    ours = [write for write in log.read() if write.user == OPERATOR]
-    run.writes_per_job = {
-        resource: count / run.jobs for resource, count in sorted(Counter(w.resource for w in ours).items())
-    }
-    run.status_writes_most = max(Counter(w.name for w in ours if w.resource == STATUS).values())
 
 
 async def _at_rest(operator: Operator, process: Watched, run: Run, seconds: float) -> None:
@@ -186,12 +190,64 @@ async def _at_rest(operator: Operator, process: Watched, run: Run, seconds: floa
     run.resident_at_rest = process.resident()
 
 
+async def _wake_ups(user: ApiServer, log: AuditLog, sampler: Sampler, run: Run) -> None:
+    """A few more jobs, a few at a time, beside those at rest."""
+
+    async def probe(name: str) -> None:
+        await submit(user, name)
+        while True:
+            await asyncio.sleep(0.5)
+            job = await user.get(FINETUNEJOB, NAMESPACE, name)
+            if job is not None and job.get("status", {}).get("phase") == "Succeeded":
+                return
+
+    probes = names(PROBES, "probe")
+    async with asyncio.timeout(600):
+        await at_once([partial(probe, name) for name in probes], PROBES_AT_ONCE)
+    run.wake_ups = latencies(log.read(), probes)
+    await sampler.sample()
+
+
 async def _restart(operator: Operator, log: AuditLog, run: Run) -> None:
     """A restart, and the first periodic list after it."""
-    before = sum(write.user == OPERATOR for write in log.read())
+    await asyncio.sleep(QUIET_SECONDS)
+    before = _writes(log)
     await asyncio.to_thread(operator.stop)
     began = time.monotonic()
     await asyncio.to_thread(operator.start)
     run.restart_seconds = time.monotonic() - began
     await asyncio.sleep(RESYNC_WITHIN_SECONDS)
-    run.writes_at_rest = sum(write.user == OPERATOR for write in log.read()) - before
+    run.writes_at_rest = _writes(log) - before
+    run.resident_most = max(run.resident_most, Watched(operator.pid).most_resident())
+
+
+async def _outage(control_plane: ControlPlane, user: ApiServer, log: AuditLog, run: Run, seconds: float) -> None:
+    """Every request of the operator is answered 503 for a while, and jobs are created meanwhile."""
+    through = control_plane.root / "through-the-proxy.kubeconfig"
+    late = names(LATE_JOBS, "late")
+    async with proxy(control_plane.kubeconfig(OPERATOR), through) as between:
+        operator = Operator(control_plane, kubeconfig=through)
+        await asyncio.to_thread(operator.__enter__)
+        try:
+            process = Watched(operator.pid)
+            await asyncio.sleep(QUIET_SECONDS)
+            between.failing = True
+            await at_once([partial(submit, user, name) for name in late])
+            await asyncio.sleep(seconds)
+            over = time.time()
+            between.failing = False
+
+            def taken_up() -> bool:
+                return {write.name for write in log.by(OPERATOR, STATUS)} >= set(late)
+
+            sampler = Sampler(operator, run)
+            await sampler.until(taken_up, "the jobs of the outage are taken up", 300)
+            first = {write.name: write.answered for write in reversed(log.by(OPERATOR, STATUS)) if write.name in late}
+            run.outage_seconds, run.back_seconds = seconds, max(first.values()) - over
+            process.resident()  # raises where it is another process
+        finally:
+            await asyncio.to_thread(operator.__exit__, None, None, None)
+
+
+def _writes(log: AuditLog) -> int:
+    return sum(write.user == OPERATOR for write in log.read())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.crds import install_crds
+from tests.controlplane.operator import grant
 
 from trimtab_operator.core import credentials
 from trimtab_operator.core.api_server import ApiServer, connect
@@ -52,8 +53,9 @@ def names(count: int, prefix: str = "job") -> list[str]:
 
 
 def prepare_cluster(control_plane: ControlPlane, jobs: int) -> None:
-    """CRDs, the namespace with its bound claim, and nodes for so many pods at once."""
+    """CRDs, the operator's rights, the namespace with its bound claim, and nodes for so many pods at once."""
     install_crds(control_plane)
+    grant(control_plane)
     control_plane.add_nodes(3 + jobs // PODS_A_NODE)
     control_plane.kubectl("create", "namespace", NAMESPACE)
     size = {"storage": "1Gi"}
@@ -81,6 +83,11 @@ def prepare_cluster(control_plane: ControlPlane, jobs: int) -> None:
     control_plane.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s", inside)
 
 
+async def submit(kube: ApiServer, name: str) -> Object:
+    """Create one job."""
+    return await kube.create(manifest(name), manager="bench")
+
+
 @asynccontextmanager
 async def client(kubeconfig: Path) -> AsyncIterator[ApiServer]:
     """The operator's own client class, without its bound on requests a second."""
@@ -89,7 +96,7 @@ async def client(kubeconfig: Path) -> AsyncIterator[ApiServer]:
         yield kube
 
 
-async def at_once(work: Iterable[Callable[[], Awaitable[None]]], bound: int = CONCURRENCY) -> None:
+async def at_once(work: Iterable[Callable[[], Awaitable[object]]], bound: int = CONCURRENCY) -> None:
     """Do all of it, in order, `bound` pieces at a time."""
     pieces = iter(work)
 

@@ -20,8 +20,8 @@ import kopf
 import structlog
 
 from trimtab_operator.core import credentials
-from trimtab_operator.core.kube import CHILDREN, CLAIM, OWNERS, Change, Kind, Object, Sink
-from trimtab_operator.core.runtime import CHILD_LABELS
+from trimtab_operator.core.kube import CHILDREN, Change, Kind, Object, Sink
+from trimtab_operator.core.runtime import CHILD_LABELS, WATCHED
 
 _BATCH = 100
 """Events that are delivered before the loop may do something else."""
@@ -49,9 +49,16 @@ class EndlessBackoffs:
 class KopfFeed:
     """`Feed` of what kopf's watches bring, from kopf's thread to the loop that made this object."""
 
-    def __init__(self, relisted: Callable[[], None] = lambda: None) -> None:
-        """`relisted` is called in the loop when a kind is listed: then deletions may have been missed before."""
+    def __init__(self, relisted: Callable[[], None] = lambda: None, lists: int = 0) -> None:
+        """How it begins and begins anew.
+
+        Args:
+            relisted: Called in the loop when a kind is listed again: then changes may have been missed before.
+            lists: How many lists come first.
+        """
         self._relisted = relisted
+        self._unlisted = lists
+        self._listening = asyncio.Event()
         self._sinks: list[Sink] = []
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Kind, str, Object]] = deque()
@@ -62,13 +69,24 @@ class KopfFeed:
 
     def listed(self) -> None:
         """Kopf has listed a kind, in its thread; its watch tells of all that comes after."""
-        self._loop.call_soon_threadsafe(self._relisted)
+        self._loop.call_soon_threadsafe(self._count)
+
+    async def listening(self) -> None:
+        """Wait until every watch has begun: nothing is missed from then on."""
+        await self._listening.wait()
 
     def take(self, kind: Kind, event_type: str, obj: Object) -> None:
         """Pass on one raw event of a watch, in kopf's thread."""
         self._waiting.append((kind, event_type, obj))
         if len(self._waiting) == 1:  # else the loop has been called and comes
             self._loop.call_soon_threadsafe(self._deliver)
+
+    def _count(self) -> None:
+        if self._listening.is_set():
+            self._relisted()
+        self._unlisted -= 1
+        if self._unlisted <= 0:
+            self._listening.set()
 
     def _deliver(self) -> None:
         for _ in range(_BATCH):
@@ -186,7 +204,7 @@ def _registry(feed: KopfFeed) -> kopf.OperatorRegistry:
         found = await credentials.load()
         return kopf.AiohttpSession(server=found.server, aiohttp_session=await session(found, feed.listed))
 
-    for kind in (*OWNERS, *CHILDREN, CLAIM):
+    for kind in WATCHED:
         _watch(kind, feed, registry)
     return registry
 

@@ -15,7 +15,7 @@ from trimtab_operator.core.api_server import connect
 from trimtab_operator.core.leader import Elector, Timing, alone
 from trimtab_operator.core.metrics import Metrics
 from trimtab_operator.core.probes import serve
-from trimtab_operator.core.runtime import Runtime
+from trimtab_operator.core.runtime import WATCHED, Runtime
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.core.trim import trim
 from trimtab_operator.core.waiting import cancelled
@@ -81,7 +81,7 @@ async def run(settings: Settings) -> None:
             )
         )
         controllers, companions = kinds(kube, settings)
-        feed = KopfFeed(relisted=lambda: runtime.suspect())
+        feed = KopfFeed(lambda: runtime.suspect(), len(WATCHED) * max(1, len(settings.watch_namespaces)))
         runtime = Runtime(kube, feed, controllers, settings, companions=companions, metrics=metrics)
         metrics.show_leadership(
             lambda: elector.leading if elects else runtime.workers.working, lambda: elector.transitions
@@ -96,6 +96,9 @@ async def run(settings: Settings) -> None:
         watches = Watches(feed, settings.watch_namespaces, metrics.watch_restarts.inc)
         watches.start()
         stack.push_async_callback(watches.stop)
+        # What changed between the lists and the watches, before anyone counts on the store.
+        if not await _unless(stop, feed.listening()) or not await _unless(stop, runtime.compare()):
+            return
         await (elector.run(runtime.workers, stop) if elects else alone(runtime.workers, stop))
 
 

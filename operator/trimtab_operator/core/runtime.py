@@ -91,6 +91,14 @@ class Runtime:
         """The feed has begun anew, so that it may have missed deletions: compare with a list of ours, soon."""
         self._suspicious.set()
 
+    async def compare(self) -> None:
+        """Compare the store with a list of each kind, and deliver what it has missed."""
+        for kind in WATCHED:
+            try:
+                await self._diff(kind)
+            except KubeError as error:
+                log.warning("periodic list failed", kind=kind.kind, reason=str(error))
+
     def deliver(self, change: Change, obj: Object) -> None:
         """Take an event, or what a write returned: a `Sink`.
 
@@ -161,11 +169,7 @@ class Runtime:
                 await asyncio.sleep(min(_SETTLE_SECONDS, delay))
                 self._suspicious.clear()
             delay = self.settings.resync_seconds
-            for kind in WATCHED:
-                try:
-                    await self._diff(kind)
-                except KubeError as error:
-                    log.warning("periodic list failed", kind=kind.kind, reason=str(error))
+            await self.compare()
 
     async def _diff(self, kind: Kind) -> None:
         """Make up for what no event told of: deletions above all."""

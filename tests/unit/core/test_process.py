@@ -39,14 +39,15 @@ def test_kopf_never_gives_up() -> None:
 
 async def test_the_feed_completes_and_translates_what_kopf_brings() -> None:
     relisted: list[None] = []
-    feed = KopfFeed(relisted=lambda: relisted.append(None))
+    feed = KopfFeed(lambda: relisted.append(None), 2)
     seen: list[Any] = []
     feed.subscribe(lambda change, obj: seen.append((change, obj)))
 
     def bring() -> None:
         for event_type in ("ADDED", "MODIFIED", "DELETED"):
             feed.take(CONFIGMAP, event_type, {"metadata": {"name": "a"}})
-        feed.listed()
+        for _ in range(3):
+            feed.listed()
 
     await asyncio.to_thread(bring)
     await asyncio.sleep(0)
