@@ -56,7 +56,7 @@ class InputMissing(StageError):
 
 
 class UnsafeInput(InputMissing):
-    """A model folder holds code or pickles."""
+    """A model folder holds code or pickles, or an address leads to the node itself."""
 
     reason = "UnsafeInput"
 

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -256,6 +257,18 @@ def test_https_delivers_the_whole_file(web: str, tmp_path: Path, path: str) -> N
 def test_https_refuses(web: str, tmp_path: Path, path: str, message: str) -> None:
     with pytest.raises(InputMissing, match=message):
         names(Source(web + path), tmp_path / "x")
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "fe80::1%eth0"])
+def test_a_name_that_resolves_to_the_node_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    def resolve(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [(0, 0, 0, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(UnsafeInput, match="link-local address of the node"):
+        names(Source("https://innocent.example.org/chat.jsonl"), tmp_path / "x")
 
 
 def test_https_trusts_no_unknown_authority(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
