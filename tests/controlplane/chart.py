@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.chart.render import Object, objects_of, render_text
+from tests.chart.render import Object, objects_of, render, render_text
 from tests.controlplane.cluster import ControlPlane
 
 NAMESPACE = "default"
@@ -32,6 +32,11 @@ def rights_and_policies(*options: str) -> list[Object]:
     text = render_text(_ALLOWED, *options, namespace=NAMESPACE).replace(_ACCOUNT, _USER["name"])
     chosen = [obj for obj in objects_of(text) if obj["kind"] in _KINDS and "helm.sh/hook" not in _annotations(obj)]
     return [obj | ({"subjects": [_USER]} if "subjects" in obj else {}) for obj in chosen]
+
+
+def selftest(*options: str) -> list[Object]:
+    """What `helm test` creates: service account, role, binding and the pod that tests."""
+    return [obj for obj in render(*options, namespace=NAMESPACE) if "helm.sh/hook" in _annotations(obj)]
 
 
 def install_rights_and_policies(control_plane: ControlPlane, *options: str) -> None:

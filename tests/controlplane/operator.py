@@ -20,9 +20,9 @@ START_SECONDS = 120
 """How long the first list of everything may take: far more than it does, for busy machines."""
 
 
-def grant(control_plane: ControlPlane) -> None:
-    """Give the user `operator` what it may do."""
-    install_rights_and_policies(control_plane)
+def grant(control_plane: ControlPlane, *chart: str) -> None:
+    """Give the user `operator` what it may do; `chart`: options for Helm."""
+    install_rights_and_policies(control_plane, *chart)
 
 
 class Operator:
@@ -39,9 +39,19 @@ class Operator:
         *,
         identity: str = "operator",
         kubeconfig: Path | None = None,
+        chart: tuple[str, ...] = (),
         **settings: object,
     ) -> None:
-        """`settings`: fields of the operator's `Settings`; `kubeconfig`: of a proxy in front of the API server."""
+        """Not started yet.
+
+        Args:
+            control_plane: Where it works.
+            identity: Names this replica.
+            kubeconfig: Of a proxy in front of the API server.
+            chart: Options for Helm, which decide on its rights.
+            settings: Fields of the operator's `Settings`.
+        """
+        self._chart = chart
         self.identity = identity
         self._kubeconfig = kubeconfig or control_plane.kubeconfig("operator")
         self._control_plane = control_plane
@@ -52,7 +62,7 @@ class Operator:
         self.log = control_plane.root / "logs" / f"{identity}.log"
 
     def __enter__(self) -> Self:
-        grant(self._control_plane)
+        grant(self._control_plane, *self._chart)
         self.start()
         return self
 
