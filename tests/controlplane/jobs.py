@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -103,6 +104,27 @@ class Space:
             return status if condition(status) else None
 
         answer: Object = until(met, what)
+        return answer
+
+    def message(self, kind: str = "Progressing") -> str:
+        """What a condition of the job says."""
+        return str(next(c["message"] for c in self.status()["conditions"] if c["type"] == kind))
+
+    def row(self) -> dict[str, str]:
+        """The job as `kubectl get ftj` shows it, by column."""
+        head, line = self.kubectl("get", "ftj", "quickstart").splitlines()
+        starts = [name.start() for name in re.finditer(r"\S+", head)]
+        cells = [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        return dict(zip(head.split(), cells, strict=True))
+
+    def until_row(self, phase: str, reason: str) -> dict[str, str]:
+        """Waits until `kubectl get ftj` shows this phase and reason."""
+
+        def shown() -> dict[str, str] | None:
+            found = self.row()
+            return found if (found["PHASE"], found["REASON"]) == (phase, reason) else None
+
+        answer: dict[str, str] = until(shown, f"{phase}/{reason}")
         return answer
 
     def until_none(self, kind: str, **labels: str) -> None:

@@ -38,7 +38,6 @@ class JobView:
     uid: str
     role: str
     attempt: int
-    created: str = ""
     complete: bool = False
     failed: str | None = None
     """Reason of the Failed condition; None: not failed."""
@@ -50,7 +49,7 @@ class JobView:
     """Pods that must succeed."""
     succeeded: int = 0
     started: str = ""
-    """When it began, or went on after a suspension; empty before the Job controller has said."""
+    """When it began, or went on after a suspension; empty while the Job controller has not seen that it may."""
     suspended: bool = False
     """Kueue, or someone else, holds it: it has no pods, or loses them."""
     was_suspended: bool = False
@@ -205,13 +204,13 @@ def _job_view(job: Object) -> JobView:
     spec, status = job["spec"], job.get("status", {})
     conditions = status.get("conditions") or []
     held = {c["type"]: c for c in conditions if c.get("status") == "True"}
+    suspension = next((c for c in conditions if c["type"] == "Suspended"), None)
     end = held.get("Complete") or held.get("Failed") or {}
     return JobView(
         name=metadata["name"],
         uid=metadata["uid"],
         role=role_of(labels),
         attempt=attempt_of(labels),
-        created=metadata.get("creationTimestamp", ""),
         complete="Complete" in held,
         failed=held["Failed"].get("reason", "Failed") if "Failed" in held else None,
         message=end.get("message", ""),
@@ -219,11 +218,18 @@ def _job_view(job: Object) -> JobView:
         deleting="deletionTimestamp" in metadata,
         size=spec.get("completions") or 1,
         succeeded=status.get("succeeded") or 0,
-        started=status.get("startTime") or "",
+        started=_started(metadata, status, suspension),
         suspended=bool(spec.get("suspend")),
-        was_suspended=bool(spec.get("suspend")) or any(c["type"] == "Suspended" for c in conditions),
+        was_suspended=bool(spec.get("suspend")) or suspension is not None,
         failing="Failed" in held or "FailureTarget" in held,
     )
+
+
+def _started(metadata: Object, status: Object, suspension: Object | None) -> str:
+    """A resumed Job shows its former start until the Job controller has looked at it."""
+    if suspension is None:
+        return str(status.get("startTime") or metadata.get("creationTimestamp", ""))
+    return "" if suspension["status"] == "True" else str(suspension.get("lastTransitionTime", ""))
 
 
 def _claim_view(claim: Object) -> ClaimView:

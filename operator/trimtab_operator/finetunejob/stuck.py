@@ -53,7 +53,7 @@ def starting(
         return Start()
     if job.suspended:
         return Start(_suspended(job, pods, queue))
-    age = _seconds_since(job.started or job.created, now)
+    age = _seconds_since(job.started, now)
     live = [pod for pod in pods if not pod.deleting or pod.tracked]
     missing = job.size - job.succeeded - len(live)
     former = next((pod.name for pod in pods if pod not in live and not pod.over), None)

@@ -32,6 +32,10 @@ def test_a_job_waits_in_its_queue_for_as_long_as_it_takes() -> None:
     assert "activeSince" not in world.status
     world.sleep(100_000)
     assert not world.reconcile(), "neither deadline counts time in the queue"
+    world.jobs("one")[0]["spec"]["suspend"] = False
+    world.settle()
+    assert world.status["phase"] != "Failed", "the Job controller has not seen the admission yet"
+    world.jobs("one")[0]["spec"]["suspend"] = True
     world.admit("one", pool="reserved")
     world.settle()
     assert said(world) == ("Running", "Running", "True")

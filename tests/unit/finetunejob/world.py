@@ -264,7 +264,6 @@ class World:
         job["spec"]["suspend"] = False
         job["spec"]["template"]["spec"].setdefault("nodeSelector", {}).update(node_selector)
         self._suspended(job, "False")
-        job["status"]["startTime"] = timestamp(self.now)
         if not self.pods(role):
             self._start(job)
 
