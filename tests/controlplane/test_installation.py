@@ -1,4 +1,4 @@
-"""Ways to install: Roles in some namespaces only, and what `helm test` may do."""
+"""Ways to install: Roles in some namespaces only, by Helm 3 and 4, again; and what `helm test` may do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+from tests.chart.render import CHART, run_helm
 from tests.controlplane.chart import NAMESPACE, install_rights_and_policies, selftest
 from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.crds import install_crds
@@ -75,3 +77,37 @@ def test_a_self_test_has_the_rights_that_it_needs_says_why_it_fails_and_leaves_n
         assert line in output
     for kind in ("pvc", "ftj"):
         until(lambda kind=kind: claim not in space.names(kind), f"no {kind} is left")
+
+
+def test_helm_3_installs_helm_4_upgrades_and_what_was_made_stays(control_plane: ControlPlane, space: Space) -> None:
+    """And after a second installation jobs are taken again: the policies hold no parameter that an API server loses."""
+    install_crds(control_plane)
+    release = ("trimtab-second", CHART, f"--namespace={space.namespace}")
+    options = (f"--kubeconfig={control_plane.kubeconfig()}", "--set=presets.configMap=false")
+    helm("helm3", "install", *release, *options, "--take-ownership")
+    space.apply(space.job(suspend=True))
+    helm("helm", "upgrade", *release, *options, "--set=replicas=3")
+    assert space.get("deployment/trimtab-second-operator")["spec"]["replicas"] == 3
+    for _ in range(2):
+        helm("helm", "uninstall", release[0], release[2], options[0])
+        assert not space.get("deployments,serviceaccounts", "--selector=app.kubernetes.io/instance=trimtab-second")[
+            "items"
+        ]
+        assert space.names("ftj") == ["quickstart"]
+        helm("helm", "install", *release, *options)
+    job = space.job(suspend=True) | {"metadata": {"name": "after", "namespace": space.namespace}}
+    refused = job | {"spec": job["spec"] | {"defaults": {"serviceAccountName": "other"}}}
+    until(lambda: "is not allowed" in control_plane_says(space, refused), "the policies are in force")
+    assert "created" in control_plane_says(space, job)
+    helm("helm", "uninstall", release[0], release[2], options[0])
+
+
+def control_plane_says(space: Space, manifest: dict[str, object]) -> str:
+    """Standard output and error of a creation."""
+    answer = space.control_plane.kubectl("create", "--filename=-", stdin=json.dumps(manifest), check=False)
+    return answer.stdout + answer.stderr
+
+
+def helm(version: str, *arguments: str | Path) -> None:
+    answer = run_helm(*arguments, helm=version)
+    assert answer.returncode == 0, answer.stderr
