@@ -16,7 +16,8 @@ from trimtab_operator.api.crd import RESOURCES, crd
 from trimtab_operator.core.settings import from_environment
 from trimtab_operator.selftest import OPTIONS_VARIABLE, Options
 
-PACKAGED = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"v{KUBERNETES}-local-strict"
+PACKAGED = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
+OLDEST = "1.30.0"
 FOREIGN = "ServiceMonitor,PodMonitor,PrometheusRule"
 """Kinds of the Prometheus operator: their schemas come with no package."""
 BY_STEM = {"ids": lambda path: path.stem}
@@ -36,8 +37,9 @@ def test_both_versions_of_helm_render_the_same(values: Path) -> None:
 
 
 @pytest.mark.parametrize("values", CI_VALUES, **BY_STEM)
-def test_the_output_fits_the_schemas(values: Path, schemas: Path) -> None:
-    answer = conform(render_text(f"--values={values}"), schemas)
+@pytest.mark.parametrize("version", [OLDEST, KUBERNETES])
+def test_the_output_fits_the_schemas(values: Path, version: str, schemas: Path) -> None:
+    answer = conform(render_text(f"--values={values}"), schemas, version)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     summary = json.loads(answer.stdout)["summary"]
     assert summary["valid"] > 0
@@ -132,9 +134,9 @@ def environment(objects: list[Object]) -> list[Object]:
     return list(deployment["spec"]["template"]["spec"]["containers"][0]["env"])
 
 
-def conform(text: str, schemas: Path) -> subprocess.CompletedProcess[str]:
+def conform(text: str, schemas: Path, version: str = KUBERNETES) -> subprocess.CompletedProcess[str]:
     """kubeconform's verdict, unknown fields refused."""
-    location = f"-schema-location={schemas}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+    location = f"-schema-location={schemas}/{version}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
     command = [tools() / "kubeconform", "-strict", "-summary", "-output=json", f"-skip={FOREIGN}", location]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
 
@@ -142,18 +144,21 @@ def conform(text: str, schemas: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="session")
 def schemas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """JSON schemas of Kubernetes' own kinds, from the package kubernetes-validate, and of ours; all closed."""
-    folder = tmp_path_factory.mktemp("schemas")
-    for file in PACKAGED.iterdir():
-        # As kubeconform reads them: references to the file beside, not to an address.
-        schema = json.loads(file.read_text().replace('"/api/_definitions.json', '"_definitions.json'))
-        schema.pop("$id", None)
-        (folder / file.name).write_text(json.dumps(schema))
-    for resource in RESOURCES:
-        definition = crd(resource)["spec"]
-        schema = definition["versions"][0]["schema"]["openAPIV3Schema"]
-        kind = definition["names"]["kind"].lower()
-        (folder / f"{kind}-trimtab-v1alpha1.json").write_text(json.dumps(closed(schema)))
-    return folder
+    root = tmp_path_factory.mktemp("schemas")
+    for version in (OLDEST, KUBERNETES):
+        folder = root / version
+        folder.mkdir()
+        for file in (PACKAGED / f"v{version}-local-strict").iterdir():
+            # As kubeconform reads them: references to the file beside, not to an address.
+            schema = json.loads(file.read_text().replace('"/api/_definitions.json', '"_definitions.json'))
+            schema.pop("$id", None)
+            (folder / file.name).write_text(json.dumps(schema))
+        for resource in RESOURCES:
+            definition = crd(resource)["spec"]
+            schema = definition["versions"][0]["schema"]["openAPIV3Schema"]
+            kind = definition["names"]["kind"].lower()
+            (folder / f"{kind}-trimtab-v1alpha1.json").write_text(json.dumps(closed(schema)))
+    return root
 
 
 def closed(schema: Any) -> Any:
