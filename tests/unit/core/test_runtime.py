@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.unit.core.toys import JOB_SPEC, SETTINGS, World, world
+from tests.unit.core.toys import JOB_SPEC, SETTINGS, Toy, World, world
 
+from trimtab_operator.core.actions import Create, Delete
 from trimtab_operator.core.errors import Conflict, Forbidden, Invalid, KubeError, Unavailable
 from trimtab_operator.core.kube import CONFIGMAP, EVENT, FINETUNEJOB, JOB, Change, Ref
+from trimtab_operator.core.reconcile import _log_context
 from trimtab_operator.core.runtime import Runtime
+from trimtab_operator.core.store import Store
 
 QUIET_SECONDS = 0.15
 
@@ -269,11 +272,11 @@ async def test_one_bad_object_does_not_stop_the_others(here: World) -> None:
     async with here.operator() as runtime:
         await until(lambda: done(here))
         assert runtime.unhealthy() is None
-        families = text_string_to_metric_families(generate_latest(runtime.metrics.registry).decode())
-        outcomes = {
-            s.labels["outcome"]: s.value for f in families for s in f.samples if s.name.endswith("reconcile_total")
-        }
-    assert outcomes["error"] >= 1
+        families = list(text_string_to_metric_families(generate_latest(runtime.metrics.registry).decode()))
+    counted = [s for f in families for s in f.samples if s.name.endswith("reconcile_total")]
+    errors = {s.labels["reason"]: s.value for s in counted if s.labels["outcome"] == "error"}
+    assert errors.keys() == {"ZeroDivisionError"}
+    assert errors["ZeroDivisionError"] >= 1
     assert here.status("poison") == {}
 
 
@@ -352,3 +355,74 @@ async def test_what_took_the_place_of_a_child_is_not_overwritten(here: World) ->
         runtime.deliver(Change.UPSERT, await here.submit(suspend=True))
         await until_quiet(here)
         assert here.config() == made
+
+
+async def test_the_work_ends_and_begins_again_on_a_store_that_stays_warm(here: World) -> None:
+    """As the leadership comes and goes: a passive replica hears everything, writes nothing, and need not list anew."""
+    lists = 0
+    listing = here.kube.list_objects
+
+    async def list_objects(kind: Any, **options: Any) -> Any:
+        nonlocal lists
+        lists += 1
+        return await listing(kind, **options)
+
+    here.kube.list_objects = list_objects  # type: ignore[method-assign]
+    runtime = Runtime(here.kube, here.feed, [Toy()], SETTINGS)
+    await runtime.start()
+    first = lists
+    await here.submit()
+    await asyncio.sleep(QUIET_SECONDS)
+    assert runtime.store.get(FINETUNEJOB, "default", "job") is not None
+    for round_ in range(2):
+        assert (len(here.kube.writes), runtime.workers.depth) == (0, 0)
+        broken = runtime.workers.begin()
+        await until(lambda: done(here))
+        await until_quiet(here)
+        await runtime.workers.end(0 if round_ == 0 else 5)
+        assert not broken.done()
+        here.kube.writes.clear()
+        await here.local.delete(FINETUNEJOB, "default", "job")
+        await until(lambda: runtime.store.get(FINETUNEJOB, "default", "job") is None)
+        await here.submit()
+        await asyncio.sleep(QUIET_SECONDS)
+    assert runtime.unhealthy() is None
+    assert lists == first
+    assert here.kube.writes == []
+    await runtime.stop()
+
+
+async def test_a_worker_that_ends_is_told(here: World) -> None:
+    runtime = Runtime(here.kube, here.feed, [Toy()], SETTINGS)
+    await runtime.start()
+    broken = runtime.workers.begin()
+    runtime.workers._workers[0].cancel()
+    assert await asyncio.wait_for(broken, 20) == "worker-0"
+    assert runtime.unhealthy() == "ended: worker-0"
+    await runtime.stop()
+
+
+async def test_a_feed_that_began_anew_has_the_store_compared(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list tells of no deletion."""
+    monkeypatch.setattr("trimtab_operator.core.runtime._SETTLE_SECONDS", 0.01)
+    await here.submit()
+    async with here.operator() as runtime:
+        await until(lambda: done(here))
+        here.feed.deaf = True
+        await here.local.delete(CONFIGMAP, "default", "job-config")
+        runtime.suspect()
+        await until(lambda: here.config() is not None)
+
+
+def test_what_a_message_about_an_action_carries() -> None:
+    labels = {"trimtab.dev/job": "j", "trimtab.dev/stage": "sft", "trimtab.dev/attempt": "2", "other": "x"}
+    metadata = {
+        "name": "a", "namespace": "n", "uid": "u", "resourceVersion": "1", "labels": labels,
+    }  # fmt: skip
+    obj = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata}
+    store = Store()
+    store.upsert(obj)
+    expected = {"job": "j", "stage": "sft", "attempt": "2"}
+    assert _log_context(Create(obj), store) == expected
+    assert _log_context(Delete(JOB, "n", "a", "u"), store) == expected
+    assert _log_context(Delete(JOB, "n", "b", "u"), store) == {}
