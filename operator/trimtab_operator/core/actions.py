@@ -56,6 +56,15 @@ class EventNote:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What an attempt has cost, to be counted once the status that records its end is written."""
+
+    outcome: str
+    """succeeded, failed or interrupted"""
+    accelerator_seconds: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to do now. The actions run in order; the status is written after them, once, and only if it differs.
 
@@ -67,6 +76,8 @@ class Plan:
     status: Object | None = None
     """The whole desired status with the schema's defaults filled in (it is compared as it is); None leaves it alone."""
     events: tuple[EventNote, ...] = ()
+    spent: tuple[Spent, ...] = ()
+    """Counted with the status, as events are."""
     requeue_after: float | None = None
     """Seconds until the clock alone may change the plan; None: only an event does."""
     notes: tuple[str, ...] = field(default=())

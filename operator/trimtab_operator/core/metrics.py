@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from trimtab_operator.api.stage import STAGE_TYPES
 from trimtab_operator.api.status import StagePhase
+from trimtab_operator.core.actions import Spent
 from trimtab_operator.core.kube import CHILDREN, CLAIM, FINETUNEJOB, OWNERS, Object
 from trimtab_operator.core.store import Store
 
@@ -49,6 +50,12 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.accelerator_seconds = Counter(
+            PREFIX + "accelerator_seconds_total",
+            "Seconds for which training pods held accelerators, times their number, by how the attempt ended.",
+            ["namespace", "outcome"],
+            registry=self.registry,
+        )
         self.watch_restarts = Counter(
             PREFIX + "watch_restarts_total", "How often the watches ended and were begun anew.", registry=self.registry
         )
@@ -65,6 +72,10 @@ class Metrics:
     def show_leadership(self, leading: Callable[[], bool], transitions: Callable[[], int]) -> None:
         """Have `leader` and `leader_transitions_total` read from here."""
         self.registry.register(_LeaderCollector(leading, transitions))
+
+    def observe_spent(self, namespace: str, spent: Spent) -> None:
+        """Count what an attempt has cost."""
+        self.accelerator_seconds.labels(namespace, spent.outcome).inc(spent.accelerator_seconds)
 
     def observe_request(self, verb: str, code: int) -> None:
         """Count one request to the API server."""

@@ -55,6 +55,8 @@ class PodView:
     memory_limit: str = ""
     disrupted: str | None = None
     """Why the cluster took the pod away (eviction, preemption, a lost node); None where it did not."""
+    running_since: str = ""
+    """When the container started, whether or not it still runs."""
     ended: Ended | None = None
     previous: Ended | None = None
     """How the container ended before its last restart."""
@@ -109,6 +111,7 @@ def pod_view(pod: Object) -> PodView:
             ((_main(spec.get("containers")).get("resources") or {}).get("limits") or {}).get("memory", "")
         ),
         disrupted=_disrupted(status, conditions),
+        running_since=next((s["startedAt"] for s in (container.get("state") or {}).values() if s.get("startedAt")), ""),
         ended=_ended(container.get("state")),
         previous=_ended(container.get("lastState")),
         stuck=stuck(metadata["name"], node, status, container),

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from trimtab_operator.core.actions import Action, Delete, Plan
+from trimtab_operator.core.actions import Action, Delete, Plan, Spent
 from trimtab_operator.core.apply import (
     NAME_TAKEN,
     NameTaken,
@@ -77,6 +77,8 @@ class Environment:
     deliver: Sink
     """Takes each object that a write returned, and wakes whom it concerns."""
     events: EventRecorder
+    spend: Callable[[str, Spent], None] = lambda namespace, spent: None
+    """Counts what an attempt of a namespace has cost."""
 
 
 async def reconcile(controller: AnyController, ref: Ref, env: Environment) -> Outcome:
@@ -172,6 +174,8 @@ async def _write_status(plan: Plan, owner: Object, env: Environment) -> bool:
         raise await _current(ref_of(owner), error, env) from error
     env.deliver(Change.UPSERT, written)
     env.events.emit(owner, plan.events)
+    for spent in plan.spent:
+        env.spend(owner["metadata"]["namespace"], spent)
     return True
 
 

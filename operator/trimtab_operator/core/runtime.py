@@ -59,7 +59,7 @@ class Runtime:
         self._feed = feed
         self._loop = asyncio.get_running_loop()
         events = EventRecorder(kube, settings.identity, now)
-        environment = Environment(kube, self.store, settings, now, self.deliver, events)
+        environment = Environment(kube, self.store, settings, now, self.deliver, events, self.metrics.observe_spent)
         self.workers = Workers(environment, controllers, companions, self.metrics)
         self._heard: dict[str, float] = {}
         self._resyncing: asyncio.Task[None] | None = None

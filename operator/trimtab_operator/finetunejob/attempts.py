@@ -193,9 +193,7 @@ def outcome(
     attempt: int, job: JobView, pods: Sequence[PodView], now: datetime
 ) -> Interrupted | Succeeded | Failed | None:
     """How the attempt ended; None while it goes on."""
-    if job.was_suspended and not job.failing:
-        # From pods that a suspension removes the Job controller takes its finalizer, and does not count how they end.
-        pods = [pod for pod in pods if pod.tracked or not pod.deleting]
+    pods = counted(job, pods)
     late = job.finished and _remaining(job.ended_at, EVIDENCE_SECONDS, now) <= 0
     if job.complete:
         lead = next((pod for pod in pods if pod.index == 0 and pod.over), None)
@@ -215,6 +213,12 @@ def outcome(
         failure = Failure(attempt=attempt, reason=reasons.POD_GONE.name, message=clean(message, 1024))
         return Failed(failure, False, job.ended_at)
     return None
+
+
+def counted(job: JobView, pods: Sequence[PodView]) -> list[PodView]:
+    """Without those that a suspension removed: the Job controller took its finalizer and does not count their end."""
+    suspension = job.was_suspended and not job.failing
+    return [pod for pod in pods if pod.tracked or not pod.deleting or not suspension]
 
 
 def failure_of(attempt: int, pod: PodView) -> Failure:

@@ -23,6 +23,7 @@ from trimtab_operator.finetunejob.merge import effective
 from trimtab_operator.finetunejob.model import resolve
 from trimtab_operator.finetunejob.observe import Observation
 from trimtab_operator.finetunejob.rollout import RolloutStep, roll_out, under_way
+from trimtab_operator.finetunejob.spending import spending
 from trimtab_operator.finetunejob.status import Because, Findings, build
 from trimtab_operator.finetunejob.ttl import expires_in
 from trimtab_operator.finetunejob.walk import Role, Situation, Walked, begin, removal, soonest, walk
@@ -232,7 +233,8 @@ def _status_only(setting: Setting, found: Findings) -> Plan:
 def _plan(setting: Setting, status: Object, requeue: float | None, actions: tuple[Action, ...] = ()) -> Plan:
     old = setting.job.status
     new = FineTuneJobStatus.model_validate(status)
-    return Plan(actions=actions, status=status, events=transitions(old, new), requeue_after=requeue)
+    spent = spending(setting.job, new, setting.seen, setting.now)
+    return Plan(actions, status, transitions(old, new), spent, requeue)
 
 
 def _after_end(setting: Setting) -> Plan:

@@ -34,6 +34,7 @@ class World:
         self.controller = FineTuneJobController()
         self.refused: Refusal | None = None
         self.status_writes: list[Object] = []
+        self.spent: list[tuple[str, float]] = []
         self.created: list[Object] = []
         """Every Job ever created, as it was when the API server took it, with the owner's status of that moment."""
         self.owner_at_creation: list[Object] = []
@@ -144,6 +145,7 @@ class World:
                 raise Crash
             self.owner["status"] = json.loads(json.dumps(plan.status))
             self.status_writes.append(self.owner["status"])
+            self.spent += [(each.outcome, each.accelerator_seconds) for each in plan.spent]
             written += 1
         return written > 0
 
@@ -207,7 +209,13 @@ class World:
                     ],
                 },
                 "spec": {**template["spec"], "nodeName": "node-1"},
-                "status": {"phase": "Running", "podIP": "10.0.0.1"},
+                "status": {
+                    "phase": "Running",
+                    "podIP": "10.0.0.1",
+                    "containerStatuses": [
+                        {"name": "trainer", "state": {"running": {"startedAt": timestamp(self.now)}}}
+                    ],
+                },
             }
             self.add(pod)
 
@@ -235,6 +243,8 @@ class World:
         self, pod: Object, code: int, message: str = "", reason: str = "Error", *, disrupted: bool = False
     ) -> None:
         """A pod's container ends, and nobody has looked yet."""
+        states = [c["state"] for c in pod["status"].get("containerStatuses", [])]
+        since = next((s["startedAt"] for state in states for s in state.values() if "startedAt" in s), "")
         pod["status"] |= {
             "phase": "Succeeded" if code == 0 else "Failed",
             "containerStatuses": [
@@ -245,6 +255,7 @@ class World:
                             "exitCode": code,
                             "reason": "Completed" if code == 0 else reason,
                             "message": message,
+                            "startedAt": since,
                             "finishedAt": timestamp(self.now),
                         }
                     },
