@@ -19,23 +19,26 @@ from trimtab_operator.core.names import MANAGER
 MAX_NOTE = 1024
 MAX_NAME = 253
 _REMEMBERED = 20_000
-_WAITING = 1_000
+_WAITING = 10_000
+_WRITERS = 4
+"""One alone would not keep up with thousands of jobs that start together."""
 
 log = structlog.stdlib.get_logger(__name__)
 
 
 class EventRecorder:
-    """Takes Events at once and writes them one after the other in `run`."""
+    """Takes Events at once and writes them, a few at a time, in `run`."""
 
     def __init__(self, kube: Kube, instance: str, now: Callable[[], datetime]) -> None:
         self._kube = kube
         self._instance = shorten(instance or MANAGER, 128)
         self._now = now
         self._seen: OrderedDict[tuple[str, str, str], None] = OrderedDict()
-        self._queue: asyncio.Queue[Object] = asyncio.Queue(maxsize=_WAITING)
+        self._queue: asyncio.Queue[tuple[Object, EventNote, datetime]] = asyncio.Queue(maxsize=_WAITING)
 
     def emit(self, owner: Object, notes: tuple[EventNote, ...]) -> None:
         """Have these written, save what was said of the same object in the same words before."""
+        regarding = {key: owner[key] for key in ("apiVersion", "kind", "metadata")}
         for note in notes:
             key = (owner["metadata"]["uid"], note.reason, note.message)
             if key in self._seen:
@@ -44,18 +47,15 @@ class EventRecorder:
             while len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
             try:
-                self._queue.put_nowait(event_for(owner, note, self._instance, self._now()))
+                self._queue.put_nowait((regarding, note, self._now()))
             except asyncio.QueueFull:
                 log.warning("event dropped: too many wait", reason=note.reason, name=owner["metadata"]["name"])
 
     async def run(self) -> None:
         """Write what `emit` takes, until cancelled."""
-        while True:
-            event = await self._queue.get()
-            try:
-                await self._write(event)
-            finally:
-                self._queue.task_done()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_WRITERS):
+                group.create_task(self._write_all())
 
     async def drain(self) -> None:
         """Wait until all that was emitted is written or given up; `run` must be running."""
@@ -66,6 +66,14 @@ class EventRecorder:
         while not self._queue.empty():
             self._queue.get_nowait()
             self._queue.task_done()
+
+    async def _write_all(self) -> None:
+        while True:
+            regarding, note, now = await self._queue.get()
+            try:
+                await self._write(event_for(regarding, note, self._instance, now))
+            finally:
+                self._queue.task_done()
 
     async def _write(self, event: Object) -> None:
         try:
