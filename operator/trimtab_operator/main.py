@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import kopf
 import structlog
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from trimtab_operator.core import credentials
 from trimtab_operator.core.kube import CHILDREN, Change, Kind, Object, Sink
@@ -233,6 +234,14 @@ async def session(found: credentials.Credentials, listed: Callable[[], None]) ->
         proxy=found.proxy,
         response_class=Unread,
     )
+
+
+class NoMemories(ResourceMemories):
+    """No handler of ours keeps anything: kopf need not remember each object that it has seen."""
+
+    async def recall(self, raw_body: kopf.RawBody, **options: Any) -> ResourceMemory:
+        """A new one each time."""
+        return await super().recall(raw_body, **{**options, "ephemeral": True})
 
 
 class _NoHistory(kopf.DiffBaseStorage):

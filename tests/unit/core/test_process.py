@@ -25,7 +25,7 @@ from trimtab_operator.core.metrics import Metrics
 from trimtab_operator.core.probes import serve
 from trimtab_operator.core.rate import TokenBucket
 from trimtab_operator.core.store import Store
-from trimtab_operator.main import EndlessBackoffs, KopfFeed, session
+from trimtab_operator.main import EndlessBackoffs, KopfFeed, NoMemories, session
 
 
 def test_kopf_never_gives_up() -> None:
@@ -91,6 +91,12 @@ async def test_kopf_gets_the_version_of_a_list_and_nothing_to_hold() -> None:
             assert len(listed) == 1
     finally:
         await runner.cleanup()
+
+
+async def test_kopf_remembers_no_object() -> None:
+    memories = NoMemories()
+    await memories.recall({"metadata": {"uid": "u"}}, noticed_by_listing=True)
+    assert list(memories.iter_all_memories()) == []
 
 
 async def test_the_feed_loses_nothing_between_threads() -> None:
