@@ -15,7 +15,8 @@ from trimtab_operator.core.metrics import Metrics, RuntimeCollector
 from trimtab_operator.core.store import Store
 
 EVERYTHING = f"--values={CHART / 'ci' / 'everything-values.yaml'}"
-ADDED_BY_PROMETHEUS = {"namespace", "pod", "job"}
+ADDED_BY_PROMETHEUS = {"namespace", "pod", "job", "exported_namespace"}
+"""The operator's own label `namespace` becomes `exported_namespace` beside the scraped pod's."""
 
 
 def rules() -> list[dict[str, Any]]:
@@ -76,6 +77,7 @@ def exposition() -> tuple[set[str], set[str]]:
     metrics.observe_reconcile("FineTuneJob", "error", "Forbidden", 0.1)
     metrics.observe_request("GET", 200)
     metrics.missed.labels("Job").inc()
+    metrics.accelerator_seconds.labels("team", "failed").inc()
     metrics.show_leadership(lambda: True, lambda: 1)
     store = Store()
     store.upsert(

@@ -23,6 +23,12 @@ class Panel:
 PANELS = (
     Panel("Jobs by phase", f"sum by (phase) (max by (phase, stage_type) ({_P}jobs))", "{{phase}}"),
     Panel("Running stages by type", f'max by (stage_type) ({_P}jobs{{phase="Running"}})', "{{stage_type}}"),
+    Panel(
+        "Accelerator hours of the last day, by outcome",
+        f"sum by (exported_namespace, outcome) (increase({_P}accelerator_seconds_total[1d])) / 3600",
+        "{{exported_namespace}} {{outcome}}",
+        help="Counted as an attempt ends; failed is what was spent for nothing.",
+    ),
     Panel("Leader", f"{_P}leader", "{{pod}}", help="Exactly one line stands at 1."),
     Panel(
         "Reconciliations by outcome",

@@ -32,15 +32,21 @@ class Settings(BaseModel):
     """Empty: all namespaces."""
     service_address: ServiceAddress = ServiceAddress.DNS
     cluster_domain: str = "cluster.local"
+    """The cluster's DNS domain, for the URLs of endpoints."""
     workers: int = Field(default=16, ge=1, le=256)
+    """Objects that are reconciled at the same time."""
     resync_seconds: float = Field(default=600, gt=0)
+    """Between two complete lists, which find what the watches missed."""
     progress_poll_seconds: float = Field(default=10, gt=0)
     """Between two questions to one stage's `/progress`, and so between two progress writes."""
     complaint_seconds: float = Field(default=20, gt=0)
     """A child that does not get on for so long is asked about: the API's Events say why."""
     requests_per_second: float = Field(default=500, gt=0)
+    """Requests to the API server, on average."""
     request_burst: int = Field(default=1000, ge=1)
+    """Requests that may go out at once after a pause."""
     backoff_cap_seconds: float = Field(default=120, gt=0)
+    """Longest wait before an object that failed is tried again."""
     stop_grace_seconds: int = Field(default=120, ge=1)
     """terminationGracePeriodSeconds of training pods: time to save a checkpoint."""
     metrics_port: int = 9464
