@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
+import sys
 import uuid
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -24,6 +26,9 @@ from trimtab_operator.kinds import kinds
 from trimtab_operator.main import KopfFeed, Watches
 
 _LEASE_REQUESTS_PER_SECOND = 10.0
+_SWITCH_SECONDS = 0.001
+"""For so long kopf's thread may keep the loop from going on; Python's default of 5 ms, paid at each system call while
+both are busy, would be most of the time of a request."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -36,6 +41,7 @@ async def run(settings: Settings) -> None:
         OSError: The port of the probes is in use.
         WorkEnded: A part of the work ended by itself.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -99,6 +105,9 @@ async def run(settings: Settings) -> None:
         # What changed between the lists and the watches, before anyone counts on the store.
         if not await _unless(stop, feed.listening()) or not await _unless(stop, runtime.compare()):
             return
+        # What is in the store by now has no cycles: hundreds of thousands of objects that need no search for any.
+        gc.collect()
+        gc.freeze()
         await (elector.run(runtime.workers, stop) if elects else alone(runtime.workers, stop))
 
 
