@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,17 @@ def closed(schema: Any) -> Any:
         out["properties"] = {name: closed(child) for name, child in schema["properties"].items()}
         out |= {} if schema.get("x-kubernetes-preserve-unknown-fields") else {"additionalProperties": False}
     return out
+
+
+def test_the_notes_name_what_is_there() -> None:
+    """The commands that a person copies after the installation."""
+    answer = run_helm("install", "trimtab", CHART, "--namespace=trimtab-system", "--dry-run=client")
+    assert answer.returncode == 0, answer.stderr
+    notes = answer.stdout.partition("NOTES:")[2]
+    names = {f"{obj['kind'].lower()}/{obj['metadata']['name']}": obj for obj in render()}
+    (deployment,) = re.findall(r"rollout status (deployment/\S+)", notes)
+    assert deployment in names
+    (preset,) = re.findall(r"get configmap (\S+)", notes)
+    (key,) = re.findall(r"\{\.data\.(.+)\}", notes)
+    assert key.replace("\\.", ".") in names[f"configmap/{preset}"]["data"]
+    assert "helm test trimtab --namespace trimtab-system --timeout 1200s" in notes

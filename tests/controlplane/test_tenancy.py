@@ -32,10 +32,12 @@ def policies(control_plane: ControlPlane) -> Iterator[None]:
     foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "foreign", "namespace": "default"}}
     until(lambda: "owns" in send(control_plane, foreign, "operator").stderr, "the operator's writes are checked")
     stranger = manifest_with("FineTuneJob", ("spec", "model", "secretRef"), {"name": "any"})
-    control_plane.kubectl("create", "clusterrolebinding", "alice-jobs", "--clusterrole=trimtab-edit", "--user=alice")
+    for role in ("view", "edit"):
+        name = f"alice-{role}"
+        control_plane.kubectl("create", "clusterrolebinding", name, f"--clusterrole=trimtab-{role}", "--user=alice")
     until(lambda: "may not get" in send(control_plane, stranger, "alice").stderr, "names of Secrets are checked")
     yield
-    control_plane.kubectl("delete", "clusterrolebinding", "alice-jobs")
+    control_plane.kubectl("delete", "clusterrolebinding", "alice-view", "alice-edit")
 
 
 @pytest.fixture
@@ -151,6 +153,30 @@ def test_images_and_service_accounts_are_those_of_the_lists(control_plane: Contr
 
 def account(control_plane: ControlPlane, namespace: str, name: str) -> Any:
     return send(control_plane, moved(endpoint(serviceAccountName=name), namespace), "admin")
+
+
+@pytest.mark.parametrize(
+    ("role", "may", "may_not"),
+    [
+        ("view", "get", "create"),
+        ("edit", "create", "deletecollection"),
+        ("admin", "deletecollection", "escalate"),
+    ],
+)
+def test_the_cluster_roles_hold_both_kinds(
+    control_plane: ControlPlane, namespace: str, role: str, may: str, may_not: str
+) -> None:
+    inside = f"--namespace={namespace}"
+    control_plane.kubectl("create", "rolebinding", "bob", f"--clusterrole={role}", "--user=bob", inside)
+
+    def can(verb: str, resource: str, *options: str) -> bool:
+        answer = control_plane.kubectl("auth", "can-i", verb, resource, inside, *options, user="bob", check=False)
+        return answer.stdout.strip() == "yes"
+
+    for resource in ("finetunejobs.trimtab.dev", "modelendpoints.trimtab.dev"):
+        until(lambda resource=resource: can(may, resource), f"{role} may {may} {resource}")
+        assert not can(may_not, resource)
+        assert not can("patch", resource, "--subresource=status")
 
 
 OWNER = {
