@@ -123,6 +123,15 @@ def test_a_wrong_value_is_refused_by_name(helm: str, option: str, words: str) ->
     assert words in answer.stderr
 
 
+def test_several_replicas_without_an_election_are_refused() -> None:
+    answer = run_helm("template", "trimtab", CHART, "--set=settings.leaderElection=false")
+    assert "set replicas to 1" in answer.stderr
+    (off,) = [
+        e for e in environment(render("--set=settings.leaderElection=false,replicas=1")) if "ELECTION" in e["name"]
+    ]
+    assert from_environment({off["name"]: off["value"]}).leader_election is False
+
+
 def test_an_older_kubernetes_is_refused() -> None:
     answer = run_helm("template", "trimtab", CHART, "--kube-version=1.29.9")
     assert answer.returncode != 0
