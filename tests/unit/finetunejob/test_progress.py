@@ -60,8 +60,10 @@ def board() -> ProgressBoard:
 
 
 async def poll(board: ProgressBoard) -> list[Ref]:
+    woken: list[Ref] = []
     async with ClientSession(timeout=ClientTimeout(total=0.5)) as session:
-        return await ProgressPoller(board, Settings()).poll(session)
+        await ProgressPoller(board, Settings()).poll(session, woken.append)
+    return woken
 
 
 async def test_news_is_kept_and_wakes_once(pod: Pod, board: ProgressBoard) -> None:
@@ -117,3 +119,14 @@ async def test_runs_beside_the_loop_and_forgets_who_is_gone(pod: Pod, board: Pro
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_thousands_are_asked_one_after_the_other(pod: Pod, board: ProgressBoard) -> None:
+    """Beyond the first 64, at most 50 a second."""
+    owners = [Ref("FineTuneJob", "team", f"job-{number:03}") for number in range(100)]
+    board.forget(OWNER)
+    for owner in owners:
+        board.watch(owner, [Target(f"pod-{owner.name}", "one", "127.0.0.1")])
+    began = asyncio.get_running_loop().time()
+    assert await poll(board) == owners
+    assert asyncio.get_running_loop().time() - began > 0.9 * (100 - 64) / 50
