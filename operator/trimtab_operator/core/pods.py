@@ -96,7 +96,7 @@ def pod_view(pod: Object) -> PodView:
         owner_uid=owner.get("uid", ""),
         owner_name=owner.get("name", ""),
         labels=labels,
-        index=int(index),
+        index=int(index) if index.isdecimal() else 0,  # a label: a person may have changed it
         phase=status.get("phase", "Pending"),
         reason=status.get("reason", ""),
         message=status.get("message", ""),

@@ -79,14 +79,12 @@ def observe(reader: Reader, obj: Object, endpoint: ModelEndpoint) -> Observation
 
 def _deployment_view(deployment: Object) -> DeploymentView:
     metadata, status = deployment["metadata"], deployment.get("status", {})
-    wanted = deployment["spec"].get("replicas", 1)
+    wanted, template = deployment["spec"].get("replicas", 1), deployment["spec"]["template"]["spec"]
     return DeploymentView(
         name=metadata["name"],
         uid=metadata["uid"],
-        revision=metadata["labels"][LABEL_REVISION],
-        config_map=next(
-            (v["configMap"]["name"] for v in deployment["spec"]["template"]["spec"]["volumes"] if "configMap" in v), ""
-        ),
+        revision=(metadata.get("labels") or {}).get(LABEL_REVISION, ""),  # a person may have taken the label away
+        config_map=next((v["configMap"]["name"] for v in template.get("volumes") or [] if "configMap" in v), ""),
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
         rolled_out=status.get("observedGeneration", 0) >= metadata.get("generation", 0)
