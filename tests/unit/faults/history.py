@@ -48,7 +48,9 @@ class History:
     def _job(self, job: Object) -> None:
         role, attempt = role_of(job), attempt_of(job)
         assert attempt not in self._recorded[role], f"attempt {attempt} of {role} has had a Job"
-        owner = next(o for o in self._cluster.of_kind("FineTuneJob") if o["metadata"]["uid"] == role[0])
+        owner = next((o for o in self._cluster.of_kind("FineTuneJob") if o["metadata"]["uid"] == role[0]), None)
+        if owner is None:
+            return  # it went between our look and our write; the garbage collector takes the Job
         record = record_of(owner.get("status", {}), role[1])
         assert record.get("attempt") == attempt, f"attempt {attempt} of {role} is not recorded: {record}"
         alive = [pod["metadata"]["name"] for pod in self._cluster.running() if self._is_of(pod, role)]
