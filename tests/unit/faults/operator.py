@@ -133,7 +133,7 @@ class Operator:
         self.store = Store()
         self.known: set[str] = set()
         """Uids that this process has heard of."""
-        self.controllers = {controller.kind.kind: controller for controller in kinds(self._settings)[0]}
+        self.controllers = {controller.kind.kind: controller for controller in kinds(self.requests, self._settings)[0]}
         events = EventRecorder(self.requests, "test", lambda: self._cluster.now)
         self._environment = Environment(
             self.requests, self.store, self._settings, lambda: self._cluster.now, self.deliver, events

@@ -1,0 +1,43 @@
+"""Valid objects on which, between them, every field can be set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Object = dict[str, Any]
+
+_DATA = [{"uri": "pvc://models/text.jsonl"}]
+_CONFIG = {"config": {"model_type": "llama"}, "tokenizer": {"train": {}}}
+_BY_URI = {"uri": "pvc://models/base"}
+
+
+def job(model: Object, task: str, **fields: Any) -> Object:
+    """Three stages, of which the last is the one that is changed; the names are some that samples name."""
+    stages = [{"name": name, "pretrain": {"data": _DATA}} for name in ("case", "casex")]
+    last = {"name": "last", task: {"data": _DATA}, **fields.pop("last", {})}
+    spec = {"model": model, "artifacts": {"uri": "pvc://models/results"}, "stages": [*stages, last], **fields}
+    return _object("FineTuneJob", spec)
+
+
+def endpoint(**model: Any) -> Object:
+    """One model."""
+    return _object("ModelEndpoint", {"servedModelName": "chat", "model": model})
+
+
+def _object(kind: str, spec: Object) -> Object:
+    name = "chat" if kind == "ModelEndpoint" else "job"
+    metadata = {"name": name, "namespace": "default"}
+    return {"apiVersion": "trimtab.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+_DIGEST = f"sha256:{'a' * 64}"
+
+BASES = {
+    "FineTuneJob": [
+        job(_CONFIG, "pretrain"),
+        job(_CONFIG, "sft"),
+        job(_BY_URI, "pretrain"),
+        job({"config": {"model_type": "llama"}, "tokenizer": {"uri": "pvc://models/tokenizer"}}, "pretrain"),
+    ],
+    "ModelEndpoint": [endpoint(uri="pvc://models/base", digest=_DIGEST)],
+}
