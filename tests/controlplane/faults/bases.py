@@ -30,12 +30,20 @@ def _object(kind: str, spec: Object) -> Object:
     return {"apiVersion": "trimtab.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
+def _validated(task: str) -> Object:
+    """A stage with held-out data."""
+    return {task: {"data": _DATA, "validation": {"data": _DATA}}}
+
+
+_ROLLOUT = {"from": "last", "endpointName": "chat", "create": {"servedModelName": "chat"}}
 _DIGEST = f"sha256:{'a' * 64}"
 
 BASES = {
     "FineTuneJob": [
-        job(_CONFIG, "pretrain"),
+        job(_CONFIG, "pretrain", rollout=_ROLLOUT),
         job(_CONFIG, "sft"),
+        job(_CONFIG, "pretrain", last=_validated("pretrain")),
+        job(_CONFIG, "sft", last=_validated("sft")),
         job(_BY_URI, "pretrain"),
         job({"config": {"model_type": "llama"}, "tokenizer": {"uri": "pvc://models/tokenizer"}}, "pretrain"),
     ],

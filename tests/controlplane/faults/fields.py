@@ -119,9 +119,7 @@ _QUANTITIES = ("limits", "requests")
 def get(value: Any, path: Path) -> Any:
     """What stands there; MISSING where nothing does."""
     for part in path:
-        if isinstance(value, list) and isinstance(part, int) and value:
-            value = value[part]
-        elif isinstance(value, dict) and part in value:
+        if (isinstance(value, list) and isinstance(part, int) and value) or (isinstance(value, dict) and part in value):
             value = value[part]
         else:
             return MISSING

@@ -185,11 +185,15 @@ class World:
 
     async def request(self, method: str, path: str, body: Object | None = None) -> Object:
         """A request as the admin; AssertionError where it fails."""
+        code, said = await self.send(method, path, body)
+        assert code < 400, f"{method} {path}: {said}"
+        return said
+
+    async def send(self, method: str, path: str, body: Object | None = None) -> tuple[int, Object]:
+        """A request as the admin: status and answer."""
         headers = {"Content-Type": "application/merge-patch+json"} if method == "PATCH" else {}
         async with self._admin.request(method, self.control_plane.url + path, json=body, headers=headers) as answer:
-            said: Object = await answer.json()
-            assert answer.status < 400, f"{method} {path}: {said}"
-            return said
+            return answer.status, await answer.json()
 
     @asynccontextmanager
     async def life(self, *, start: bool = True) -> AsyncIterator[Life]:

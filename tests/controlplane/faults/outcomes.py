@@ -14,7 +14,6 @@ from tests.unit.modelendpoint.world import World as EndpointWorld
 from trimtab_operator.core.kube import Object, Ref
 
 Outcome = dict[str, Any]
-LOOPS = 12
 _CLAIM = re.compile(r'"pvc://([a-z0-9][-a-z0-9.]*)')
 
 
@@ -41,16 +40,23 @@ def success(obj: Object) -> Outcome:
     world = job_world(obj)
     run(world)
     ended = state(world)
-    return {**ended, "expires in": world.plan().requeue_after}
+    return {**ended, "expires in": world.plan().requeue_after if world.key in world.objects else 0}
 
 
 def run(world: JobWorld) -> None:
     """To the end, well."""
-    for _ in range(LOOPS):
+    while not over(world):
         world.settle()
         for role in [job["metadata"]["labels"].get("trimtab.dev/stage", "prepare") for job in world.jobs()]:
             world.succeed(role)
         serve_all(world)
+
+
+def over(world: JobWorld) -> bool:
+    """It has ended, or nothing more will happen."""
+    phase = world.status.get("phase") if world.key in world.objects else "Failed"
+    running = any(pod["status"]["phase"] == "Running" for pod in world.pods())
+    return phase in ("Succeeded", "Failed") or (bool(phase) and not running and not world.reconcile())
 
 
 def serve_all(world: JobWorld) -> None:
@@ -67,13 +73,14 @@ def failure(obj: Object) -> Outcome:
     """Prepare ends well, and every training pod fails."""
     world = job_world(obj)
     attempts = 0
-    for _ in range(4 * LOOPS):
+    while not over(world):
         world.settle()
         world.succeed("prepare")
         running = [pod for pod in world.pods() if pod["status"]["phase"] == "Running"]
         attempts += bool(running)
         for pod in running:
             world.end(pod, 71)
+        world.settle()
         world.sleep(400)
     return {"attempts": attempts, **state(world)}
 
@@ -100,6 +107,8 @@ def _wait(world: JobWorld) -> list[float | None]:
     wakes: list[float | None] = []
     for _ in range(3):
         world.settle()
+        if world.key not in world.objects:
+            break
         wakes.append(world.plan().requeue_after)
         world.sleep(wakes[-1] or 0)
     return wakes
@@ -135,7 +144,7 @@ def state(world: JobWorld | EndpointWorld) -> Outcome:
     for ref, obj in sorted(world.objects.items()):
         if ref != world.key and ref.kind != "PersistentVolumeClaim":
             found[str(ref)] = _plain(obj)
-    found["status"] = _plain(world.status)
+    found["status"] = _plain(world.status) if world.key in world.objects else "deleted"
     if isinstance(world, JobWorld):
         found["created"] = [_plain(job) for job in world.created]
     return found

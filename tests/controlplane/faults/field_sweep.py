@@ -8,8 +8,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.controlplane.faults.fields import MISSING, Leaf, Schema, get, leaves, put, without
-from tests.controlplane.faults.outcomes import Outcome, outcome_of
+from tests.controlplane.faults.fields import Leaf, Schema, leaves, put, without
+from tests.controlplane.faults.outcomes import (
+    Outcome,
+    endpoint_world,
+    job_world,
+    outcome_of,
+    settle,
+    state,
+)
 
 from trimtab_operator.core.kube import Object
 
@@ -126,8 +133,6 @@ def changed(base: Object, schema: Schema, leaf: Leaf, value: Any) -> Object:
 
 def round_trip(first: Object, second: Object) -> tuple[Outcome, Outcome]:
     """What is there at rest before the spec is changed and after it is changed back, in the middle of its life."""
-    from tests.controlplane.faults.outcomes import endpoint_world, job_world, settle, state
-
     if first["kind"] == "ModelEndpoint":
         world = endpoint_world(first)
         before = state(world)
@@ -142,7 +147,3 @@ def round_trip(first: Object, second: Object) -> tuple[Outcome, Outcome]:
         job.edit(**spec)
         job.settle()
     return before, state(job)
-
-
-assert MISSING
-assert get
