@@ -13,7 +13,7 @@ from tests.controlplane.faults.lives import World
 from trimtab_operator.core.kube import KINDS, Object
 
 SEEN_ELSEWHERE = {
-    "model.source.jobName": "for people and for trimtab status; the operator goes by jobUID, since names are used again",
+    "model.source.jobName": "for people; the operator goes by jobUID, since names are used again",
 }
 """Fields that change neither children nor status, with where they count."""
 LASTING = {

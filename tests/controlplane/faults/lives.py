@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import aiohttp
 from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.faults.instance import Instance
-from tests.controlplane.faults.proxy import Proxy, Written, proxy
+from tests.controlplane.faults.proxy import Proxy, View, Written, proxy
 from tests.controlplane.jobs import QUICKSTART, Object, read
 
 from trimtab_operator.core.api_server import ApiServer, connect
@@ -137,6 +137,13 @@ class Life:
         """What the operator wrote, Events apart."""
         return [write for write in self.between.written if "/events" not in write.path]
 
+    async def view(self) -> View:
+        """What the operator's lists answer now."""
+        lists = {}
+        for path in self.between.lists:
+            lists[path] = await self.world.read(path)
+        return View(lists)
+
     def story(self) -> str:
         """The writes, one a line."""
         return "\n".join(map(str, self.between.written))
@@ -195,6 +202,11 @@ class World:
         async with self._admin.request(method, self.control_plane.url + path, json=body, headers=headers) as answer:
             return answer.status, await answer.json()
 
+    async def read(self, path: str) -> bytes:
+        """The text that a GET answers."""
+        async with self._admin.get(self.control_plane.url + path) as answer:
+            return await answer.read()
+
     @asynccontextmanager
     async def life(self, *, start: bool = True) -> AsyncIterator[Life]:
         """A new namespace with the quickstart's claim and a running operator; gone afterwards."""
@@ -211,8 +223,8 @@ class World:
                 yield life
             finally:
                 await life.die()
-                await self.request("DELETE", f"/api/v1/namespaces/{namespace}")
-                await self.request("DELETE", f"/api/v1/persistentvolumes/{namespace}")
+                for kind in ("namespaces", "persistentvolumes"):
+                    await self.send("DELETE", f"/api/v1/{kind}/{namespace}")
 
     async def _provide(self, namespace: str) -> None:
         """The quickstart's claim, bound; and the service account without which pods are refused."""

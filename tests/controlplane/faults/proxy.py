@@ -7,10 +7,11 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import yaml
@@ -167,24 +168,38 @@ class Proxy:
 
     async def _forward(self, request: web.Request, rule: Rule | None, watch: bool) -> web.StreamResponse:
         sent = await request.read()
-        async with self._session.request(
+        if watch:
+            async with self._upstream(request, sent) as upstream:
+                return await _stream(request, upstream, _end_to_end(upstream.headers), rule)
+        # What the API server was asked is done and noted, whether or not the client still listens.
+        response = await asyncio.shield(asyncio.create_task(self._exchange(request, sent)))
+        if rule:
+            await rule.fault.after()
+        return response
+
+    async def _exchange(self, request: web.Request, sent: bytes) -> web.Response:
+        async with self._upstream(request, sent) as upstream:
+            received = await upstream.read()
+        whole = "as=Partial" not in request.headers.get("Accept", "")
+        if re.fullmatch(WRITE, request.method):
+            answer = _json(received)
+            self.written.append(Written(request.method, request.path, upstream.status, _json(sent), answer))
+        elif upstream.status == 200 and "limit" in request.query and whole:
+            self.lists[request.path_qs] = received
+        return web.Response(status=upstream.status, headers=_end_to_end(upstream.headers), body=received)
+
+    def _upstream(self, request: web.Request, sent: bytes) -> Any:
+        """The same request to the API server, as a context manager."""
+        return self._session.request(
             request.method,
             self._server + request.path_qs,
-            headers={key: value for key, value in request.headers.items() if key.lower() not in HOP_BY_HOP},
+            headers=_end_to_end(request.headers),
             data=sent or None,
-        ) as upstream:
-            headers = {key: value for key, value in upstream.headers.items() if key.lower() not in HOP_BY_HOP}
-            if watch:
-                return await _stream(request, upstream, headers, rule)
-            received = await upstream.read()
-            if re.fullmatch(WRITE, request.method):
-                body, answer = _json(sent), _json(received)
-                self.written.append(Written(request.method, request.path, upstream.status, body, answer))
-            elif upstream.status == 200 and "limit" in request.query and "as=Partial" not in request.headers["Accept"]:
-                self.lists[request.path_qs] = received
-            if rule:
-                await rule.fault.after()
-            return web.Response(status=upstream.status, headers=headers, body=received)
+        )
+
+
+def _end_to_end(headers: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in headers.items() if key.lower() not in HOP_BY_HOP}
 
 
 async def _stream(
