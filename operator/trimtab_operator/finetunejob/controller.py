@@ -11,7 +11,8 @@ from trimtab_operator.core.actions import Plan
 from trimtab_operator.core.complaints import ComplaintBoard, Subject
 from trimtab_operator.core.controller import Reader
 from trimtab_operator.core.interests import Interests
-from trimtab_operator.core.kube import FINETUNEJOB, Object, Ref, ref_of
+from trimtab_operator.core.kube import FINETUNEJOB, POD, Object, Ref, ref_of
+from trimtab_operator.core.names import LABEL_JOB
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob.board import ProgressBoard, Target
 from trimtab_operator.finetunejob.observe import Observation, foreign, observe, role_of
@@ -47,8 +48,15 @@ class FineTuneJobController:
         return plan(obj, observation, settings, now)
 
     def interested(self, obj: Object) -> list[Ref]:
-        """Jobs that look at this claim, endpoint or other job."""
-        return self._interests.of(ref_of(obj))
+        """Jobs that look at this claim, endpoint or other job; and the one whose pod this is, by its label.
+
+        A pod may outlive its Job, through which it would be traced to us: the next attempt waits for its end.
+        """
+        found = self._interests.of(ref_of(obj))
+        name = (obj["metadata"].get("labels") or {}).get(LABEL_JOB)
+        if obj["kind"] == POD.kind and name:
+            found.append(Ref(FINETUNEJOB.kind, obj["metadata"]["namespace"], name))
+        return found
 
 
 def targets(job: FineTuneJob, seen: Observation) -> list[Target]:

@@ -5,7 +5,7 @@ import json
 import kubernetes_validate
 from tests.unit.modelendpoint.world import NOW, World, digest, model
 
-from trimtab_operator.core.actions import Delete
+from trimtab_operator.core.actions import Apply, Delete
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.refusals import Refusal
 from trimtab_operator.core.settings import ServiceAddress, Settings
@@ -201,3 +201,13 @@ def test_old_pods_stay_while_the_service_still_sends_them_requests() -> None:
     world.of_kind("Service")[0]["spec"]["selector"]["trimtab.dev/revision"] = "a" * 12
     plan = world.controller.plan(world.owner, world.controller.observe(world, world.owner), world.settings, NOW)
     assert not any(isinstance(action, Delete) for action in plan.actions)
+
+
+def test_a_deployment_that_lost_its_label_gets_it_back() -> None:
+    world = serving()
+    (deployment,) = world.of_kind("Deployment")
+    del deployment["metadata"]["labels"]["trimtab.dev/revision"]
+    plan = world.controller.plan(world.owner, world.controller.observe(world, world.owner), world.settings, NOW)
+    assert not [action for action in plan.actions if isinstance(action, Delete)]
+    (desired,) = [a.obj for a in plan.actions if isinstance(a, Apply) and a.obj["kind"] == "Deployment"]
+    assert desired["metadata"]["labels"]["trimtab.dev/revision"] == "a" * 12
