@@ -22,7 +22,7 @@ GENERATED := crds docs/api.md docs/status.md helm/trimtab/templates/crds helm/tr
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
 
 .PHONY: help setup demo test check lint images test-repo test-unit test-chart test-trainer test-serving test-local \
-	test-controlplane test-cluster \
+	test-controlplane test-cluster test-faults \
 	bench-operator generate verify requirements clean
 
 help: ## List the targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,8 +20,8 @@ from tests.controlplane.faults.troubles import TROUBLES, late, outage, side_by_s
 from tests.controlplane.operator import grant
 
 ROOT = Path(__file__).resolve().parents[2]
-MACHINE = "1000x50"
-"""Examples and steps of the state machine."""
+MACHINE, STATES = "1000x50", 4000
+"""Examples and steps of the state machine; states of each spec that the exploration visits."""
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -72,14 +73,16 @@ async def test_every_field_does_something(made: World, namespace: str, counted: 
     counted("specs tried", sum(findings.cases for findings in found.values()))
 
 
-def test_the_state_machine_finds_nothing(counted: Callable[[str, int], None]) -> None:
+def test_state_machine_and_exploration_find_nothing(counted: Callable[[str, int], None]) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests/unit/faults"],
         cwd=ROOT,
-        env={**os.environ, "TRIMTAB_MACHINE": MACHINE},
+        env={**os.environ, "TRIMTAB_MACHINE": MACHINE, "TRIMTAB_STATES": str(STATES)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stdout[-8000:]
-    counted(f"walks ({MACHINE})", int(MACHINE.partition("x")[0]))
+    counted("walks of the state machine", int(MACHINE.partition("x")[0]))
+    for states, what in re.findall(r"(\d+) (states of .*)", result.stdout):
+        counted(what, int(states))

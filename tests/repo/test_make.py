@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, flags=re.MULTILINE))
 PROMISED = {"setup", "help", "demo", "test", "check", "generate", "verify", "clean", "images"}
-ROOTED = {"cluster"}
-"""Tiers that make a node of the machine: not for `make test`."""
+SEPARATE = {"cluster", "faults"}
+"""Tiers that make a node of the machine or take a quarter of an hour: not for `make test`."""
 TIERS = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
 
 
@@ -40,7 +40,7 @@ def test_make_alone_explains_every_target() -> None:
 
 def test_make_test_runs_every_tier_and_the_linters() -> None:
     dry = make("-n", "test").stdout
-    assert {tier for tier in TIERS if f"tests/{tier}" not in dry} == ROOTED
+    assert {tier for tier in TIERS if f"tests/{tier}" not in dry} == SEPARATE
     assert [tool for tool in ("ruff check", "ruff format --check", "mypy", "lint-imports") if tool not in dry] == []
 
 

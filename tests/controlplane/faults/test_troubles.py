@@ -14,7 +14,7 @@ from tests.controlplane.faults.lives import world
 from tests.controlplane.faults.troubles import TROUBLES, late, outage, side_by_side, stale, troubled
 from tests.controlplane.operator import grant
 
-EVERY = 8
+EVERY = 4
 """Of the views of a life, so manieth."""
 QUICK = (
     "every second write is a conflict",
