@@ -65,6 +65,7 @@ def cluster(say: Callable[[str], None]) -> Iterator[Cluster]:
     """The cluster; when the tests are over nothing of it is left on this machine."""
     clock = Clock(say)
     CLOCKS.append(clock)
+    host.check()
     with clock.phase("programs: found or built"):
         programs, tools, helm = binaries(say), node_tools(say), chart_tools(say) / "helm"
     with host.machine() as root:

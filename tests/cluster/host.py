@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -52,8 +53,10 @@ _KUBE_PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 _GROUPS = Path("/sys/fs/cgroup")
 _CONTAINER_LOGS = Path("/var/log/containers")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-_ELSEWHERE = (Path("/run/containerd"), Path("/var/lib/cni"), Path("/run/nri"))
-"""Folders of fixed name that containerd and CNI use beside those that they are told; removed where we made them."""
+_BEFORE = "before.json"
+"""How the machine was, in the folder of the run."""
+_ELSEWHERE = tuple(map(Path, ("/run/containerd", "/run/nri", "/var/lib/cni", "/var/lib/kubelet", "/etc/cni")))
+"""Folders of fixed name that are used beside those that the programs are told; removed where they were not before."""
 
 
 class HostError(RuntimeError):
@@ -95,8 +98,8 @@ def machine() -> Iterator[Path]:
             raise HostError(f"another run of the cluster tier holds {root}: wait for its end") from error
         sweep(root)
         root.mkdir()
-        forwarded = _FORWARD.read_text()
-        ours = [path for path in _ELSEWHERE if not path.exists()]
+        before = {"forward": _FORWARD.read_text(), "absent": [str(path) for path in _ELSEWHERE if not path.exists()]}
+        (root / _BEFORE).write_text(json.dumps(before))
         try:
             _run("ip", "link", "add", BRIDGE, "type", "bridge")
             _run("ip", "address", "add", f"{ADDRESS}/24", "dev", BRIDGE)
@@ -105,9 +108,6 @@ def machine() -> Iterator[Path]:
             yield root
         finally:
             sweep(root)
-            _FORWARD.write_text(forwarded)
-            for path in ours:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep(root: Path) -> None:
@@ -129,6 +129,11 @@ def sweep(root: Path) -> None:
     subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
     for family, table in _KUBE_PROXY_TABLES:
         subprocess.run(["nft", "delete", "table", family, table], capture_output=True, check=False)
+    if (root / _BEFORE).exists():
+        before = json.loads((root / _BEFORE).read_text())
+        _FORWARD.write_text(before["forward"])
+        for path in before["absent"]:
+            shutil.rmtree(path, ignore_errors=True)
     if root.exists():
         shutil.rmtree(root)
 
