@@ -124,27 +124,29 @@ class Cluster:
         )
         return folder
 
-    def ask(self, namespace: str, url: str, model: str, *questions: str) -> list[Object]:
+    def ask(self, url: str, model: str, *questions: str) -> list[Object]:
         """Puts questions to a served model with the `openai` client, from a pod of its own; the answers."""
-        pod = read("client.yaml")[0]
+        return self.run(IMAGES["serving"].name, "client.py", url, model, *questions)
+
+    def run(self, image: str, script: str, *arguments: str) -> list[Object]:
+        """Runs a script of this folder in a pod of the team; the lines that it writes, parsed."""
+        (pod,) = read("pod.yaml")
         container = pod["spec"]["containers"][0]
-        container["image"] = IMAGES[2].name
-        container["command"] = ["python", "-c", (HERE / "client.py").read_text(), url, model, *questions]
-        pod["metadata"]["namespace"] = namespace
+        container |= {"image": image, "command": ["python", "-c", (HERE / script).read_text(), *arguments]}
         self.apply(pod)
+        name, where = pod["metadata"]["name"], f"--namespace={TEAM}"
+
+        def ended() -> str | None:
+            phase = self.get("pod", name, where)["status"].get("phase", "Pending")
+            return phase if phase in ("Succeeded", "Failed") else None
+
         try:
-            name = pod["metadata"]["name"]
-
-            def ended() -> str | None:
-                phase = self.get("pod", name, f"--namespace={namespace}")["status"].get("phase", "Pending")
-                return phase if phase in ("Succeeded", "Failed") else None
-
-            phase = until(ended, f"the end of pod {name}")
-            log = self.kubectl("logs", name, f"--namespace={namespace}")
+            phase = until(ended, f"the end of pod {name}, which runs {script}")
+            log = self.kubectl("logs", name, where)
             assert phase == "Succeeded", log
             return [json.loads(line) for line in log.splitlines()]
         finally:
-            self.kubectl("delete", "--filename=-", "--grace-period=0", "--force", stdin=json.dumps(pod))
+            self.kubectl("delete", "pod", name, where, "--grace-period=1")
 
 
 def give(folder: Path) -> None:

@@ -127,11 +127,11 @@ def provide_images(root: Path, clock: Clock) -> Path:
     builder = images.Builder(root / "build")
     with clock.phase("images: base"):
         builder.make_base()
-    for image in images.IMAGES:
+    for image in images.IMAGES.values():
         with clock.phase(f"images: build {image.folder}"):
             builder.build(image)
     with clock.phase("images: write archives"):
-        for name in (images.PAUSE_IMAGE, *(image.name for image in images.IMAGES)):
+        for name in (images.PAUSE_IMAGE, *(image.name for image in images.IMAGES.values())):
             builder.archive(name, archives)
         builder.clear()
     return archives

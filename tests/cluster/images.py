@@ -34,15 +34,15 @@ class Image:
     """`--build-arg`s beside BASE."""
 
 
-IMAGES = (
-    Image("operator", "docker.io/library/trimtab-operator:0.1.0"),
-    Image("trainer-image", "docker.io/library/trimtab-trainer:0.1.0"),
-    Image(
+IMAGES = {
+    "operator": Image("operator", "docker.io/library/trimtab-operator:0.1.0"),
+    "trainer": Image("trainer-image", "docker.io/library/trimtab-trainer:0.1.0"),
+    "serving": Image(
         "serving",
         "docker.io/library/trimtab-serving:0.1.0",
         {"REQUIREMENTS": "serving-cpu.txt", "PACKAGES": "libnuma1"},
     ),
-)
+}
 
 _BASE = """\
 FROM scratch
@@ -100,8 +100,9 @@ class Builder:
         self._buildah("push", "--quiet", name, f"docker-archive:{folder / file}.tar:{name}")
 
     def clear(self) -> None:
-        """Removes what buildah stores."""
+        """Removes what buildah stores, and the packages that it downloaded."""
         self._buildah("rmi", "--all", "--force")
+        shutil.rmtree(self._temporary)
 
     def _buildah(self, command: str, *arguments: str) -> None:
         storage = (f"--root={self._root / 'storage'}", f"--runroot={self._root / 'run'}")

@@ -6,9 +6,21 @@ from pathlib import Path
 
 from tests.cluster import host
 from tests.cluster.cluster import CHART, RELEASE, SYSTEM, TEAM, Cluster, read
+from tests.cluster.images import IMAGES
 from tests.controlplane.jobs import condition, until
 
 URL = "http://sums.team.svc.cluster.local:8000/v1"
+EXPECTED = {
+    "user": 65532,
+    "safePath": True,
+    "writable": [],
+    "compilers": [],
+    "uncompiled": [],
+    "notListed": ["trimtab"],
+    "notInstalled": [],
+    "hashed": True,
+}
+"""Of every image of this tier; the bill of materials names the product itself apart."""
 CRDS = ("finetunejobs.trimtab.dev", "modelendpoints.trimtab.dev")
 
 
@@ -16,6 +28,9 @@ def test_install_train_serve_upgrade_test_uninstall(cluster: Cluster, team: Path
     clock = cluster.clock
     with clock.phase("helm install"):
         cluster.install()
+    with clock.phase("look into the images"):
+        for name, image in IMAGES.items():
+            assert (name, *cluster.run(image.name, "inside.py")) == (name, EXPECTED)
     with clock.phase("kubectl apply until Complete"):
         claim, job = read("job.yaml")
         cluster.apply(claim, job)
@@ -25,7 +40,7 @@ def test_install_train_serve_upgrade_test_uninstall(cluster: Cluster, team: Path
     assert {pod["status"]["phase"] for pod in pods} == {"Succeeded"}
 
     with clock.phase("ask through the Service's name"):
-        answers = cluster.ask(TEAM, URL, "sums", "What is 2 plus 2?", "What is 3 plus 4?")
+        answers = cluster.ask(URL, "sums", "What is 2 plus 2?", "What is 3 plus 4?")
     assert [answer["finish_reason"] for answer in answers] == ["stop", "stop"]
     assert [answer["content"].strip() for answer in answers] == ["2 plus 2 is 4.", "3 plus 4 is 7."]
 
@@ -53,7 +68,7 @@ def test_install_train_serve_upgrade_test_uninstall(cluster: Cluster, team: Path
     assert {crd["metadata"]["name"] for crd in cluster.items("crds", None)} >= set(CRDS)
     assert condition(cluster.get("ftj", "sums", f"--namespace={TEAM}")["status"], "Complete")[0] == "True"
     with clock.phase("ask while no operator runs"):
-        (answer,) = cluster.ask(TEAM, URL, "sums", "What is 1 plus 1?")
+        (answer,) = cluster.ask(URL, "sums", "What is 1 plus 1?")
     assert answer["content"].strip() == "1 plus 1 is 2."
 
     with clock.phase("delete job and endpoint"):
