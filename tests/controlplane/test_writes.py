@@ -10,7 +10,7 @@ from tests.controlplane.jobs import Object, Space
 from tests.controlplane.operator import Operator
 
 MOST_STATUS_WRITES = 6
-CHILDREN = {"configmaps": 2, "jobs": 2, "services": 1}
+CHILDREN = {"configmaps": 2, "jobs": 2, "networkpolicies": 1, "services": 1}
 """Prepare has a ConfigMap and a Job, the stage these and a Service."""
 
 

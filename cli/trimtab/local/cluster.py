@@ -145,6 +145,7 @@ SETTINGS = Settings(
     service_address=ServiceAddress.CLUSTER_IP,
     allow_file_uris=True,
     queues=False,
+    network_policies=False,
     progress_poll_seconds=1,
     workers=2,
     backoff_cap_seconds=5,

@@ -38,11 +38,12 @@ POD = Kind("v1", "Pod", "pods")
 SERVICE = Kind("v1", "Service", "services")
 CONFIGMAP = Kind("v1", "ConfigMap", "configmaps")
 CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+NETWORKPOLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 EVENT = Kind("events.k8s.io/v1", "Event", "events")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 
 OWNERS = (FINETUNEJOB, MODELENDPOINT)
-CHILDREN = (JOB, DEPLOYMENT, POD, SERVICE, CONFIGMAP)
+CHILDREN = (JOB, DEPLOYMENT, POD, SERVICE, CONFIGMAP, NETWORKPOLICY)
 """Kinds that are watched by label and kept in the store, beside the owners and `CLAIM`."""
 KINDS = {kind.kind: kind for kind in (*OWNERS, *CHILDREN, CLAIM, EVENT, LEASE)}
 

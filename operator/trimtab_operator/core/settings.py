@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 POD_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -18,6 +19,9 @@ class ServiceAddress(StrEnum):
 
     DNS = "dns"
     CLUSTER_IP = "clusterIP"
+
+
+Cidr = Annotated[str, AfterValidator(lambda text: str(ip_network(text)))]
 
 
 class Settings(BaseModel):
@@ -68,6 +72,13 @@ class Settings(BaseModel):
     """OMP_NUM_THREADS of a training process whose stage asks for no CPUs."""
     allow_file_uris: bool = False
     """`file:///` is for local mode only."""
+    network_policies: bool = True
+    """A NetworkPolicy for the pods of each job."""
+    egress_cidrs: tuple[Cidr, ...] = ("0.0.0.0/0", "::/0")
+    """Addresses that a job's pods may reach beside each other and DNS: models, data, object stores. Link-local ones,
+    with the metadata services of clouds, are left out of wider ranges."""
+    metrics_namespaces: tuple[str, ...] = ("monitoring",)
+    """Namespaces whose pods, Prometheus above all, may read a training pod's `/metrics`."""
     queues: bool = True
     """A training Job with a `queueName` is created suspended, for Kueue to admit. Local mode, whose slots are the only
     queue, has nobody who would."""
@@ -82,6 +93,9 @@ class Settings(BaseModel):
         return self
 
 
+_LISTS = [name for name, field in Settings.model_fields.items() if isinstance(field.default, tuple)]
+
+
 def from_environment(environment: dict[str, str] | None = None) -> Settings:
     """Settings from `TRIMTAB_OPERATOR_<FIELD>` variables; lists are comma-separated."""
     source = os.environ if environment is None else environment
@@ -92,7 +106,7 @@ def from_environment(environment: dict[str, str] | None = None) -> Settings:
     for field in Settings.model_fields:
         raw = source.get(f"TRIMTAB_OPERATOR_{field.upper()}")
         if raw is not None:
-            values[field] = tuple(part for part in raw.split(",") if part) if field == "watch_namespaces" else raw
+            values[field] = tuple(part for part in raw.split(",") if part) if field in _LISTS else raw
     return Settings.model_validate(values)
 
 

@@ -27,6 +27,7 @@ from trimtab_operator.core.names import (
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob.acceptance import secrets_of
 from trimtab_operator.finetunejob.merge import Effective
+from trimtab_operator.finetunejob.network import PROGRESS_PORT
 from trimtab_operator.finetunejob.observe import attempt_name, claims_of
 from trimtab_operator.finetunejob.prepare import prepare_config
 from trimtab_trainer.config import (
@@ -41,7 +42,6 @@ from trimtab_trainer.config import (
 )
 from trimtab_trainer.settings import Contract
 
-PROGRESS_PORT = 8080
 RENDEZVOUS_PORT = 29500
 CONFIG_FILE = "stage.json"
 _CPU_RESOURCES = ("cpu", "memory", "ephemeral-storage")

@@ -11,7 +11,7 @@ from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.base import complaint
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.status import FineTuneJobStatus, Images, JobPhase, StagePhase
-from trimtab_operator.core.actions import Action, Delete, Plan
+from trimtab_operator.core.actions import Action, Apply, Delete, Plan
 from trimtab_operator.core.kube import FINETUNEJOB, Object
 from trimtab_operator.core.reports import clean
 from trimtab_operator.core.settings import Settings
@@ -21,6 +21,7 @@ from trimtab_operator.finetunejob.attempts import State
 from trimtab_operator.finetunejob.events import transitions
 from trimtab_operator.finetunejob.merge import effective
 from trimtab_operator.finetunejob.model import resolve
+from trimtab_operator.finetunejob.network import network_policy
 from trimtab_operator.finetunejob.observe import Observation
 from trimtab_operator.finetunejob.rollout import RolloutStep, roll_out, under_way
 from trimtab_operator.finetunejob.spending import spending
@@ -119,6 +120,8 @@ def _after_walk(setting: Setting, walked: Walked, images: Images, hold: Verdict 
     found = _findings(setting, walked, phase, because, images=images, hold=hold, moving=moving, rollout=rollout)
     status = build(job.status, found, now)
     actions = walked.actions if rollout is None else rollout.actions
+    if not walked.done and setting.settings.network_policies:
+        actions = (Apply(network_policy(setting.obj, setting.settings)), *actions)
     requeue = soonest((left, *(role.requeue for role in walked.roles)))
     if phase in _ENDED:
         actions, requeue = (), None

@@ -15,7 +15,7 @@ from trimtab_operator.core.kube import FINETUNEJOB, Ref
 from trimtab_operator.core.rate import TokenBucket
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob.board import ProgressBoard, Target
-from trimtab_operator.finetunejob.manifests import PROGRESS_PORT
+from trimtab_operator.finetunejob.network import PROGRESS_PORT
 from trimtab_trainer.config import Progress
 
 TIMEOUT_SECONDS = 2.0

@@ -64,6 +64,17 @@ def test_an_interruption_counts_once(how: str) -> None:
     assert world.stage("one")["attempt"] == 2
 
 
+def test_another_status_write_does_not_count_it_again() -> None:
+    world = training()
+    world.sleep(60)
+    world.end(world.pods("one")[0], 75)
+    world.settle()
+    world.edit(ttlSecondsAfterFinished=5)
+    world.settle()
+    assert world.status["observedGeneration"] == 2
+    assert world.spent == [("interrupted", 2 * 4 * 60)]
+
+
 def test_a_suspension_counts_once() -> None:
     world = training()
     world.sleep(60)
