@@ -163,6 +163,13 @@ TRAINER = (
     Reason(
         "TrainingFailed", "Exit 70: a loss that is not finite, divergence.", "Lower the learning rate; see message."
     ),
+    Reason("NotFinite", "Exit 70: the loss or a gradient is not finite.", "Lower the learning rate; check the data."),
+    Reason("OutOfMemory", "Exit 70: an accelerator ran out of memory.", "Lower microBatchSize or raise zeroStage."),
+    Reason("InternalError", "Exit 70: a fault that nobody foresaw.", "Report it with the stack in the pod's log."),
+    Reason("PeerLost", "A process lost another one. Retried.", "See the log of the pod that ended first."),
+    Reason("ProcessCrashed", "Exit 137: a process died of a signal. Retried.", "The pod's log has its last lines."),
+    Reason("Superseded", "A newer attempt has taken the stage over.", "Nothing, if it happens once; else report it."),
+    Reason("Preempted", "Exit 75: told to stop, a checkpoint is saved. Goes on for free."),
     Reason("Stalled", "Exit 71: no step for `progressDeadlineSeconds`. Retried.", "The rank logs have all stacks."),
     Reason("StorageError", "Exit 74: the volume is full or can't be written. Retried.", "Make room on the claim."),
     Reason("Killed", "Exit 137: a process was killed. Retried.", "See the node's log."),

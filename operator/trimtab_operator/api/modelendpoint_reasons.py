@@ -36,6 +36,7 @@ PODS = (
     Reason("InputMissing", "The artifact is not there.", "See the message."),
     Reason("UnsafeInput", "The artifact holds code or pickles: never served.", "Use a safetensors model without code."),
     Reason("BadConfiguration", "vLLM can't run this model with these options.", "See the message."),
+    Reason("AddressUnavailable", "The server's address or port is taken.", "See the message."),
     Reason("StorageError", "The volume can't be read.", "See the message."),
     Reason("OOMKilled", "A pod ran out of memory.", "Raise the memory limit, or lower engine.maxModelLen."),
     Reason("CrashLoop", "A container ends again and again.", "See its log: kubectl logs POD --previous."),

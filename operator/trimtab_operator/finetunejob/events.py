@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trimtab_operator.api import finetunejob_reasons as reasons
-from trimtab_operator.api.reasons import Reason
+from trimtab_operator.api.base import Condition
+from trimtab_operator.api.reasons import REFUSALS, Reason
 from trimtab_operator.api.status import Failures, FineTuneJobStatus, JobPhase, PrepareStatus, StagePhase, StageStatus
 from trimtab_operator.core.actions import EventNote, EventType
+
+_QUEUED = dict.fromkeys((reasons.WAITING_FOR_QUOTA.name, reasons.EVICTED.name), EventType.NORMAL)
+"""How a queue works is no trouble."""
 
 
 def transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> tuple[EventNote, ...]:
@@ -38,13 +42,17 @@ def _transitions(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Eve
             yield _normal(reasons.COMPLETED, "every stage is done", "Finish")
         if new.phase is JobPhase.FAILED:
             message = next((c.message for c in new.conditions if c.type == reasons.FAILED), "")
-            yield EventNote(EventType.WARNING, new.reason, message, "Finish")
+            yield _warning(new.reason, message, "Finish")
+    if new.phase not in (JobPhase.FAILED, JobPhase.SUCCEEDED, JobPhase.SUSPENDED):
+        past, trouble = _trouble(old), _trouble(new)
+        if trouble is not None and (past is None or past.reason != trouble.reason):
+            yield _warning(trouble.reason, trouble.message, "Wait", _QUEUED.get(trouble.reason, EventType.WARNING))
 
 
 def _failure(who: str, old: Failures | None, new: Failures | None) -> Iterator[EventNote]:
     if new and new.last and (old is None or old.count != new.count):
         message = f"{who}, attempt {new.last.attempt}: {new.last.message}"
-        yield EventNote(EventType.WARNING, new.last.reason, message, "Train")
+        yield _warning(new.last.reason, message, "Train")
 
 
 def _failures(status: PrepareStatus | StageStatus | None) -> Failures | None:
@@ -53,3 +61,15 @@ def _failures(status: PrepareStatus | StageStatus | None) -> Failures | None:
 
 def _normal(reason: Reason, message: str, action: str) -> EventNote:
     return EventNote(EventType.NORMAL, reason.name, message, action)
+
+
+def _trouble(status: FineTuneJobStatus) -> Condition | None:
+    """What keeps the job from getting on; None where it gets on."""
+    return next((c for c in status.conditions if c.type == reasons.PROGRESSING and c.status == "False"), None)
+
+
+def _warning(reason: str, message: str, action: str, type_: EventType = EventType.WARNING) -> EventNote:
+    """What is wrong, and what to do as docs/status.md says."""
+    known = next((each for each in (*reasons.all_reasons(), *REFUSALS) if each.name == reason), None)
+    hint = f" Hint: {known.action}" if known is not None and known.action != Reason.action else ""
+    return EventNote(type_, reason, f"{message}{hint}", action)

@@ -67,7 +67,7 @@ def test_another_kind_is_refused_with_the_known_ones() -> None:
 
 
 def test_the_examples_are_valid_and_all_faults_come_at_once(tmp_path: Path) -> None:
-    assert checked(sorted((REPOSITORY / "examples").glob("**/*.yaml")))
+    assert checked(sorted((REPOSITORY / "examples").glob("*/*.yaml")))  # those of other projects lie deeper
     bad = [tmp_path / f"{index}.yaml" for index in range(2)]
     for path in bad:
         path.write_text(yaml.safe_dump(job(stages=[])))
