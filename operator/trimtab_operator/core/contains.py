@@ -48,20 +48,19 @@ def contains(live: Any, desired: Any, field: str = "") -> bool:
 
 
 def _list_contains(live: list[Any], desired: list[Any], field: str) -> bool:
-    key = MERGE_KEYS.get(field) or _port_key(field, desired)
+    key = _port_key if field == "ports" else MERGE_KEYS.get(field)
     if key is None:
         return len(live) == len(desired) and all(
             contains(theirs, ours) for theirs, ours in zip(live, desired, strict=True)
         )
-    by_key = {item.get(key): item for item in live if isinstance(item, dict)}
-    return all(item[key] in by_key and contains(by_key[item[key]], item) for item in desired)
+    name = key if callable(key) else lambda item: item.get(key)
+    by_key = {name(item): item for item in live if isinstance(item, dict)}
+    return all(name(item) in by_key and contains(by_key[name(item)], item) for item in desired)
 
 
-def _port_key(field: str, desired: list[Any]) -> str | None:
-    """A container's ports are keyed by `containerPort`, a Service's by `port`."""
-    if field != "ports" or not desired:
-        return None
-    return "containerPort" if "containerPort" in desired[0] else "port"
+def _port_key(port: dict[str, Any]) -> tuple[Any, Any]:
+    """A container's ports have a `containerPort`, others a `port`; the same number may stand for TCP and UDP."""
+    return port.get("containerPort", port.get("port")), port.get("protocol", "TCP")
 
 
 def _quantity(value: Any) -> Decimal | str:

@@ -93,3 +93,10 @@ def test_a_value_contains_itself_and_keys_may_be_added(value: Any, more: dict[st
     assert contains(value, value)
     assert contains({"v": value, **more}, {"v": value})
     assert not contains({"v": value}, {"v": value, **{key: [more] for key in more}})
+
+
+def test_one_number_for_two_protocols_is_two_ports() -> None:
+    names = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
+    assert contains({"ports": names[::-1]}, {"ports": names})
+    assert contains({"ports": [*names, {"port": 80, "protocol": "TCP"}]}, {"ports": names})
+    assert not contains({"ports": names[1:]}, {"ports": names})
