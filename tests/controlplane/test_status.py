@@ -113,6 +113,18 @@ def test_a_quota_in_the_api_servers_words(operator: Operator, space: Space) -> N
     assert "gets no pod: exceeded quota: gpus, requested: requests.nvidia.com/gpu=2" in space.message()
 
 
+def test_an_endpoints_pods_over_quota(operator: Operator, space: Space) -> None:
+    space.apply(named(space, "ResourceQuota", "none", hard={"pods": "0"}))
+    until(lambda: space.get("quota", "none").get("status", {}).get("hard"), "the quota is in force")
+    endpoint = space.base_endpoint()
+    endpoint["spec"]["model"] = {"uri": "pvc://quickstart/x", "digest": f"sha256:{'a' * 64}"}
+    space.apply(endpoint)
+    space.wait("Degraded", "mep/quickstart-base")
+    degraded = next(c for c in space.status("mep/quickstart-base")["conditions"] if c["type"] == "Degraded")
+    assert degraded["reason"] == "QuotaExceeded"
+    assert "gets no pod: exceeded quota: none, requested: pods=1, used: pods=0, limited: pods=0" in degraded["message"]
+
+
 def test_an_absent_service_account_is_named(operator: Operator, space: Space) -> None:
     space.apply(shaped(space, serviceAccountName="absent"))
     space.until_row("Queued", "PodsRefused")

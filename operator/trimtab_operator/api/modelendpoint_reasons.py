@@ -41,6 +41,12 @@ PODS = (
     Reason("OOMKilled", "A pod ran out of memory.", "Raise the memory limit, or lower engine.maxModelLen."),
     Reason("CrashLoop", "A container ends again and again.", "See its log: kubectl logs POD --previous."),
     Reason("ImagePullFailed", "An image can't be pulled.", "Check its name and `imagePullSecrets`."),
+    Reason("QuotaExceeded", "A ResourceQuota has no room for a pod; the message is the API server's.", "Raise it."),
+    Reason(
+        "PodsRefused",
+        "An admission rule refuses the pods: Pod Security, a policy, webhook, LimitRange or absent ServiceAccount.",
+        "Change what the message names.",
+    ),
     Reason("InitFailed", "An init container, which an admission webhook added, fails.", "See its log."),
     Reason("NodeNotReady", "The node of a pod does not answer.", "kubectl describe node NODE."),
     Reason("CreateFailed", "The kubelet can't create a container.", "See the message."),

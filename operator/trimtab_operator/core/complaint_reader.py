@@ -6,7 +6,6 @@ Nothing is watched. Only an object that has stood on the board for a while is as
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 
 import structlog
@@ -15,6 +14,7 @@ from trimtab_operator.core.complaints import Complaint, ComplaintBoard, Subject
 from trimtab_operator.core.controller import Reader
 from trimtab_operator.core.errors import KubeError
 from trimtab_operator.core.kube import EVENT, KINDS, Kube, Object, Ref
+from trimtab_operator.core.podproblems import refusal_words
 from trimtab_operator.core.reports import clean
 from trimtab_operator.core.settings import Settings
 
@@ -23,8 +23,6 @@ PAUSE_SECONDS = 60.0
 ROUND_SECONDS = 5.0
 MOST_AT_ONCE = 20
 """Questions in a round: each makes the API server read the namespace's Events."""
-_RANDOM_NAME = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
-"""The pod that was refused has a new name each time."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -74,7 +72,7 @@ class ComplaintReader:
         newest = max(events, key=_when, default=None)
         if newest is None:
             return None
-        return Complaint(newest.get("reason") or "", clean(_RANDOM_NAME.sub("", newest.get("note") or ""), 1024))
+        return Complaint(newest.get("reason") or "", clean(refusal_words(newest.get("note") or ""), 1024))
 
 
 def _when(event: Object) -> str:

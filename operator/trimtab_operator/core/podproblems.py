@@ -20,6 +20,8 @@ _IMAGE_REASONS = (
 )
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"(: \w+)?(: )?')
 """The kubelet's words alternate between the cause and this with the cause behind it."""
+_RANDOM_NAME = re.compile(r'^(Error creating: )?pods? "[^"]*" is forbidden: |^Error creating: ')
+"""The pod that was refused has a new name each time."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,20 @@ def stuck(name: str, node: str | None, status: Object, container: Object) -> Stu
         or _unscheduled(name, conditions)
         or _silent_node(name, node, status, conditions)
     )
+
+
+def refusal_words(note: str) -> str:
+    """What admission said of a pod that a controller wanted to create.
+
+    >>> refusal_words('Error creating: pods "job-0-x7k2p" is forbidden: exceeded quota: gpus')
+    'exceeded quota: gpus'
+    """
+    return _RANDOM_NAME.sub("", note)
+
+
+def refused(who: str, words: str) -> Stuck:
+    """Admission refuses the pods of `who`."""
+    return Stuck("QuotaExceeded" if "exceeded quota" in words else "PodsRefused", f"{who} gets no pod: {words}")
 
 
 def _waiting(name: str, container: Object) -> Stuck | None:

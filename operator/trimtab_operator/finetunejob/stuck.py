@@ -8,7 +8,7 @@ from datetime import datetime
 
 from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.core.complaints import Complaint
-from trimtab_operator.core.podproblems import Stuck
+from trimtab_operator.core.podproblems import Stuck, refused
 from trimtab_operator.core.pods import PodView, pod_age
 from trimtab_operator.finetunejob.observe import JobView
 
@@ -86,8 +86,7 @@ def _suspended(job: JobView, pods: Sequence[PodView], queue: str | None) -> Stuc
 def _missing(job: JobView, missing: int, age: float, complaints: Mapping[str, Complaint]) -> Start:
     complaint = complaints.get(job.uid)
     if complaint is not None and complaint.reason == "FailedCreate":
-        reason = reasons.QUOTA if "exceeded quota" in complaint.note else reasons.PODS_REFUSED
-        return Start(Stuck(reason.name, f"Job {job.name} gets no pod: {complaint.note}"))
+        return Start(refused(f"Job {job.name}", complaint.note))
     if age < NO_POD_SECONDS:
         return Start(requeue=NO_POD_SECONDS - age)
     lacks = "has no pod" if missing == job.size else f"lacks {missing} of {job.size} pods"

@@ -30,6 +30,8 @@ class DeploymentView:
     ready: int = 0
     rolled_out: bool = False
     """Every replica that it asks for runs its newest template and is ready."""
+    refused: str = ""
+    """Why its pods can't be created, in the API server's words."""
     deleting: bool = False
 
 
@@ -89,5 +91,8 @@ def _deployment_view(deployment: Object) -> DeploymentView:
         ready=status.get("readyReplicas", 0),
         rolled_out=status.get("observedGeneration", 0) >= metadata.get("generation", 0)
         and status.get("replicas", 0) == status.get("updatedReplicas", 0) == status.get("readyReplicas", 0) == wanted,
+        refused=next(
+            (c.get("message", "") for c in status.get("conditions") or [] if c["type"] == "ReplicaFailure"), ""
+        ),
         deleting="deletionTimestamp" in metadata,
     )

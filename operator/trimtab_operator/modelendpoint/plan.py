@@ -54,7 +54,15 @@ def plan(obj: Object, seen: Observation, settings: Settings, now: datetime) -> P
         next=following,
         waiting=wanted if isinstance(wanted, Waiting) else None,
         deployments=seen.deployments,
-        problem=next((p for r in (following, stable) if r and (p := problem(seen.pods, r.revision))), None),
+        problem=next(
+            (
+                found
+                for each in (following, stable)
+                if each
+                and (found := problem(seen.pods, seen.deployments.get(each.revision), each.revision)) is not None
+            ),
+            None,
+        ),
         refusal=seen.refusal,
         url=manifests.url(obj, seen.cluster_ip, settings),
         selector=",".join(f"{k}={v}" for k, v in manifests.selector(obj, first.revision).items()) if first else "",

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 
 from trimtab_operator.api import modelendpoint_reasons as reasons
 from trimtab_operator.core.names import LABEL_REVISION
-from trimtab_operator.core.podproblems import Stuck
+from trimtab_operator.core.podproblems import Stuck, refusal_words, refused
 from trimtab_operator.core.pods import Ended, PodView
 from trimtab_operator.core.reports import clean, failure_report
+from trimtab_operator.modelendpoint.observe import DeploymentView
 
 _STOPPED = (0, 143)
 """Exit codes of a server that was told to stop."""
 
 
-def problem(pods: Sequence[PodView], revision: str) -> Stuck | None:
+def problem(pods: Sequence[PodView], deployment: DeploymentView | None, revision: str) -> Stuck | None:
     """The first problem of a revision's pods; None where none is known."""
+    if deployment is not None and deployment.refused:
+        return refused(f"Deployment {deployment.name}", clean(refusal_words(deployment.refused), 4096))
     mine = [pod for pod in pods if pod.labels.get(LABEL_REVISION) == revision]
     waiting = [pod for pod in mine if not pod.ready and not pod.deleting]
     return next((found for pod in waiting if (found := _of_pod(pod)) is not None), None)

@@ -211,3 +211,23 @@ def test_a_deployment_that_lost_its_label_gets_it_back() -> None:
     assert not [action for action in plan.actions if isinstance(action, Delete)]
     (desired,) = [a.obj for a in plan.actions if isinstance(a, Apply) and a.obj["kind"] == "Deployment"]
     assert desired["metadata"]["labels"]["trimtab.dev/revision"] == "a" * 12
+
+
+def test_pods_that_a_quota_refuses_are_told_and_a_new_pod_name_is_no_news() -> None:
+    world = World(model("a"))
+    world.settle()
+    (deployment,) = world.of_kind("Deployment")
+    for suffix in ("x7k2p", "abcde"):
+        words = f'pods "chat-{suffix}" is forbidden: exceeded quota: gpus, requested: nvidia.com/gpu=1'
+        failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": words}
+        deployment.setdefault("status", {})["conditions"] = [failure]
+        written = world.reconcile()
+        assert written is (suffix == "x7k2p")
+    degraded = world.condition("Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "QuotaExceeded")
+    name = deployment["metadata"]["name"]
+    told = f"Deployment {name} gets no pod: exceeded quota: gpus, requested: nvidia.com/gpu=1"
+    assert degraded["message"] == told
+    deployment["status"]["conditions"] = []
+    world.settle()
+    assert world.condition("Degraded")["status"] == "False"
