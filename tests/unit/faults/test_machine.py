@@ -190,15 +190,26 @@ class Faults(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def human_replaces_child(self, data: st.DataObject) -> None:
-        """`kubectl replace --force`: the same name, another uid."""
         if found := self.children():
-            old = data.draw(st.sampled_from(found))
-            self.cluster.remove(old)
-            if owners(old) and not {o["metadata"]["uid"] for o in self.cluster.objects.values()} & set(owners(old)):
-                return
-            fresh = {key: value for key, value in old.items() if key != "status"}
-            if Ref(old["kind"], NAMESPACE, old["metadata"]["name"]) not in self.cluster.objects:
-                self.cluster.add(fresh)
+            self.replace(data.draw(st.sampled_from(found)))
+
+    def replace(self, old: Object) -> None:
+        """`kubectl replace --force`: the same name, another uid."""
+        self.cluster.remove(old)
+        alive = {each["metadata"]["uid"] for each in self.cluster.objects.values()}
+        if alive & set(owners(old)) and ref_of(old) not in self.cluster.objects:
+            self.cluster.add({key: value for key, value in old.items() if key != "status"})
+
+    @rule(data=st.data())
+    def human_replaces_what_is_to_be_deleted(self, data: st.DataObject) -> None:
+        """The operator knows the old one and that the job is suspended, and not yet that there is a new one."""
+        job, running = self.cluster.objects.get(JOB), [j for j in self.cluster.of_kind("Job") if not j.get("status")]
+        if job is None or not running:
+            return
+        self.cluster.edit(job, suspend=True)
+        self.operators[0].hear()
+        self.replace(data.draw(st.sampled_from(running)))
+        self.operators[0].work(JOB)
 
     @rule(data=st.data(), label=st.sampled_from(["managed_by", "stage", "attempt", "revision", "job"]))
     def human_removes_a_label(self, data: st.DataObject, label: str) -> None:
