@@ -13,11 +13,7 @@ import pytest
 from tests.faults.mutations import MUTATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-FINDERS = (
-    "tests/unit/faults",
-    "tests/controlplane/faults/test_crashes.py",
-    "tests/controlplane/faults/test_troubles.py",
-)
+FINDERS = ("tests/unit/faults", "tests/controlplane/faults/test_crashes.py")
 MACHINE = "400x40"
 
 
