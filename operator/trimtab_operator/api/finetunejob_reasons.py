@@ -86,7 +86,7 @@ QUOTA = Reason(
 PODS_REFUSED = Reason(
     "PodsRefused",
     "An admission rule refuses the pods: Pod Security, a policy or webhook, a LimitRange, an absent ServiceAccount.",
-    "Change what the message names; the Job controller tries again ever more seldom.",
+    "Change what the message names; the Job controller tries again once a minute.",
 )
 NO_POD = Reason(
     "NoPod",
