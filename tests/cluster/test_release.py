@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cluster import host
-from tests.cluster.cluster import CHART, RELEASE, SYSTEM, TEAM, Cluster, read
+from tests.cluster.cluster import CHART, RELEASE, SYSTEM, TEAM, Cluster, Object, read
 from tests.cluster.images import IMAGES
 from tests.controlplane.jobs import condition, until
 
@@ -38,9 +38,12 @@ def test_install_train_serve_upgrade_test_uninstall(cluster: Cluster, team: Path
     pods = cluster.items("pods", TEAM, "trimtab.dev/stage=sft")
     assert len(pods) == 2
     assert {pod["status"]["phase"] for pod in pods} == {"Succeeded"}
+    check_policy(cluster)
 
     with clock.phase("ask through the Service's name"):
-        answers = cluster.ask(URL, "sums", "What is 2 plus 2?", "What is 3 plus 4?")
+        url = cluster.get("ftj", "sums", f"--namespace={TEAM}")["status"]["endpoint"]["url"]
+        assert url == URL
+        answers = cluster.ask(url, "sums", "What is 2 plus 2?", "What is 3 plus 4?")
     assert [answer["finish_reason"] for answer in answers] == ["stop", "stop"]
     assert [answer["content"].strip() for answer in answers] == ["2 plus 2 is 4.", "3 plus 4 is 7."]
 
@@ -76,6 +79,27 @@ def test_install_train_serve_upgrade_test_uninstall(cluster: Cluster, team: Path
         until(lambda: left(cluster) == [], "nothing of ours is left")
     until(lambda: host.pod_processes() == [], "no process of a pod")
     assert [point for point in host.mounts(cluster.node.root) if "/pods/" in point] == []
+
+
+def check_policy(cluster: Cluster) -> None:
+    """The job's NetworkPolicy means the pods that there are. The bridge does not enforce it: nobody here could tell."""
+    (policy,) = cluster.items("networkpolicies", TEAM)
+    among, watchers = policy["spec"]["ingress"]
+    ours = [f"sums-{role}" for role in ("prepare-1", "sft-1", "sft-1")]
+    assert among["from"] == policy["spec"]["egress"][0]["to"] == [{"podSelector": policy["spec"]["podSelector"]}]
+    meant = cluster.items("pods", TEAM, labels(policy["spec"]["podSelector"]))
+    assert [pod["metadata"]["name"].rsplit("-", 3)[0] for pod in meant] == ours
+    (operator,) = watchers["from"]
+    assert (
+        cluster.get("namespace", SYSTEM)["metadata"]["labels"].items()
+        >= operator["namespaceSelector"]["matchLabels"].items()
+    )
+    assert len(cluster.items("pods", SYSTEM, labels(operator["podSelector"]))) == 2
+
+
+def labels(selector: Object) -> str:
+    """A selector of labels as kubectl takes it."""
+    return ",".join(f"{key}={value}" for key, value in selector["matchLabels"].items())
 
 
 def uids(cluster: Cluster, selector: str) -> list[str]:
