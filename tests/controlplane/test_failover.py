@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any
@@ -22,6 +23,7 @@ LEASE_SECONDS = 10.0
 RECOVERY_SECONDS = 30.0
 JOBS = 8
 """So many that there is always something to write while they run."""
+BURST = 30
 
 
 class Replicas:
@@ -107,6 +109,12 @@ def named(job: Object, name: str) -> Object:
     return job
 
 
+def sent(operator: Operator) -> float:
+    """How many writes it has sent."""
+    samples = operator.metrics()["trimtab_operator_api_requests"].samples
+    return sum(sample.value for sample in samples if sample.labels["verb"] in ("POST", "PATCH", "DELETE"))
+
+
 def more(space: Space, name: str) -> None:
     """One more job: something to write for whoever leads."""
     space.apply(named(space.job(), name))
@@ -145,13 +153,17 @@ def test_a_leader_that_is_told_to_stop_hands_over(three: Replicas, busy: Space, 
 
 
 def test_a_stopped_leader_writes_nothing_when_it_goes_on(three: Replicas, busy: Space, capsys: Any) -> None:
+    """It is stopped while requests are under way: their answers are what it finds first, and would act on."""
     old = three.leader()
-    stopped = time.time()
-    old.signal(signal.SIGSTOP)
-    more(busy, "while-it-stands-still")
+    before = sent(old)
+    burst = [named(busy.job(), f"burst-{number}") for number in range(BURST)]
+    with ThreadPoolExecutor(max_workers=1) as user:
+        applied = user.submit(busy.apply, *burst)
+        until(lambda: sent(old) >= before + BURST, "the leader is at it")
+        stopped = time.time()
+        old.signal(signal.SIGSTOP)
+        applied.result()
     at, who = three.first_write(stopped + 0.5, three.others(old))
-    for number in range(JOBS):  # changes that the old one would act on, as soon as it hears of them
-        more(busy, f"more-{number}")
     time.sleep(max(0.0, stopped + LEASE_SECONDS + 3 - time.time()))
     old.signal(signal.SIGCONT)
     more(busy, "after-it-goes-on")
@@ -162,7 +174,9 @@ def test_a_stopped_leader_writes_nothing_when_it_goes_on(three: Replicas, busy: 
     assert late == []
     assert not old.leads()
     assert three.leader() is not old
-    assert "no longer leading" in old.log.read_text()
+    log = old.log.read_text()
+    assert "no longer leading" in log
+    assert "NotLeading" in log, "it did not even try: the fence was not put to the test"
 
 
 def test_a_leader_that_the_api_server_does_not_answer_steps_down(
