@@ -115,6 +115,13 @@ class Operator:
         self._process = None
         return status
 
+    def wait(self) -> int:
+        """The exit status, once it has ended after a signal."""
+        assert self._process is not None
+        status = self._process.wait()
+        self._process = None
+        return status
+
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal and does not wait."""
         assert self._process is not None

@@ -58,6 +58,10 @@ class Component:
     def terminate(self, seconds: float = 60) -> int:
         """Asks the process to end and returns its exit status; one that does not end in time is killed and fails."""
         self._process.terminate()
+        return self.wait(seconds)
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit status of a process that was asked to end; one that does not end in time is killed and fails."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
