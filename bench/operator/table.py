@@ -33,6 +33,8 @@ def _outage(run: Run) -> str:
 
 ROWS: dict[str, Callable[[Run], str]] = {
     "jobs a second, from the first POST to the last Complete": lambda r: f"{r.jobs / r.complete_seconds:.1f}",
+    "seconds until all jobs are complete": lambda r: f"{r.complete_seconds:.1f}",
+    "… of the bare loop, which waits for no pod": lambda r: f"{r.floor.whole:.1f}" if r.floor else "",
     "seconds until the children of all jobs exist": lambda r: f"{r.children_seconds:.1f}",
     "… of the bare loop": lambda r: f"{_floor(r):.1f}",
     "… ratio (goal: at most 1.5)": lambda r: f"{r.children_seconds / _floor(r):.2f}",
