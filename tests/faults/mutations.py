@@ -41,8 +41,8 @@ MUTATIONS: dict[str, tuple[Edit, ...]] = {
     "the Job is created before its attempt is recorded": (
         Edit(
             "trimtab_operator.finetunejob.attempts",
-            "return Step(State.STARTING, reserved)",
-            "return Step(State.STARTING, reserved, create=True)",
+            "return Step(State.STARTING, reserved, gone=",
+            "return Step(State.STARTING, reserved, create=True, gone=",
         ),
     ),
     "the status is written over any version": (

@@ -35,7 +35,16 @@ class Delete:
     uid: str
 
 
-Action = Create | Apply | Delete
+@dataclass(frozen=True)
+class Confirm:
+    """Make sure that an object is gone, as the plan takes it to be; where it is live, the plan was made too early."""
+
+    kind: Kind
+    namespace: str
+    name: str
+
+
+Action = Create | Apply | Delete | Confirm
 
 
 class EventType(StrEnum):

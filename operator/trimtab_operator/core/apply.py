@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from trimtab_operator.core.actions import Action, Apply, Create, Delete
+from trimtab_operator.core.actions import Action, Apply, Confirm, Create, Delete
 from trimtab_operator.core.contains import contains
 from trimtab_operator.core.errors import AlreadyExists
 from trimtab_operator.core.kube import JOB, KINDS, Change, Kube, Object, Ref, Sink, kind_of, ref_of
@@ -28,7 +28,7 @@ class NameTaken(Exception):
 
 
 class StaleView(Exception):
-    """The owner has changed since the plan was made; what is live now is in the store."""
+    """The plan was made for what has changed since; what is live now is in the store."""
 
     def __init__(self, message: str, reason: str = "OwnerChanged") -> None:
         self.reason = reason
@@ -74,16 +74,25 @@ async def carry_out(action: Action, kube: Kube, store: Store, deliver: Sink) -> 
             return await _create(obj, manager, kube, store, deliver)
         case Apply(obj=obj, manager=manager):
             return await _apply(obj, manager, kube, store, deliver)
+        case Confirm():
+            target = target_of(action)
+            if await refresh(target, store.find(target), kube, deliver) is not None:
+                raise StaleView(f"{target} is there", "NotGone")
+            return False
         case Delete(kind=kind, namespace=namespace, name=name, uid=uid):
+            target = target_of(action)
+            known = store.find(target)
+            live = await refresh(target, known, kube, deliver)
+            if known is not None and live is not None and version_of(live) != version_of(known):
+                raise StaleView(f"{target} has changed since its deletion was planned", "TargetChanged")
             await kube.delete(kind, namespace, name, uid=uid)
-            target = Ref(kind.kind, namespace, name)
             await refresh(target, store.find(target), kube, deliver)  # gone at once, or on its way
             return True
 
 
 def target_of(action: Action) -> Ref:
     """The object that an action is about."""
-    if isinstance(action, Delete):
+    if isinstance(action, Delete | Confirm):
         return Ref(action.kind.kind, action.namespace, action.name)
     return ref_of(action.obj)
 

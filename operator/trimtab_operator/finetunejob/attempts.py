@@ -84,6 +84,8 @@ class Step:
     create: bool = False
     """Create the children of `record.attempt`; only where the observed status has it reserved."""
     delete: tuple[JobView, ...] = ()
+    gone: int | None = None
+    """The attempt whose Job is taken to be gone, as it is recorded and not seen."""
     message: str = ""
     lead: PodView | None = None
     """After success: the pod with the report, None where it is gone."""
@@ -144,7 +146,7 @@ def advance(
     if record.job_uid is None and 0 < record.attempt == highest:
         return Step(State.STARTING, record, create=True)
     reserved = replace(record, attempt=highest + 1, job_uid=None)
-    return Step(State.STARTING, reserved)
+    return Step(State.STARTING, reserved, gone=record.attempt if record.job_uid is not None else None)
 
 
 def _of_current(record: Record, job: JobView, pods: Sequence[PodView], retries: int, stop: bool, now: datetime) -> Step:

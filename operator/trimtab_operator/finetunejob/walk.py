@@ -9,7 +9,7 @@ from datetime import datetime
 from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.status import ArtifactStatus, Images, PrepareStatus, StagePhase, StageStatus
-from trimtab_operator.core.actions import Action, Apply, Create, Delete
+from trimtab_operator.core.actions import Action, Apply, Confirm, Create, Delete
 from trimtab_operator.core.kube import JOB, SERVICE, Object, kind_of
 from trimtab_operator.core.podproblems import Stuck
 from trimtab_operator.core.reports import clean
@@ -17,7 +17,7 @@ from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob import manifests
 from trimtab_operator.finetunejob.attempts import Record, State, Step, advance
 from trimtab_operator.finetunejob.merge import Effective
-from trimtab_operator.finetunejob.observe import PREPARE, JobView, Observation
+from trimtab_operator.finetunejob.observe import PREPARE, JobView, Observation, attempt_name
 from trimtab_operator.finetunejob.reports import Problem, prepare_report, train_report
 from trimtab_operator.finetunejob.stages import after_prepare, after_step, after_success, with_progress
 from trimtab_operator.finetunejob.status import Because
@@ -118,6 +118,7 @@ def _prepare(situation: Situation, walked: Walked) -> Walked:
         situation,
         walked,
         role,
+        PREPARE,
         lambda: manifests.prepare_objects(
             situation.obj, situation.job, situation.stages, record.attempt, situation.images, situation.settings
         ),
@@ -170,6 +171,7 @@ def _train(situation: Situation, walked: Walked, index: int, stage: Effective) -
         situation,
         walked,
         role,
+        stage.name,
         lambda: manifests.train_objects(
             situation.obj, situation.job, stage, status, model, situation.images, situation.settings
         ),
@@ -205,10 +207,13 @@ def _role(situation: Situation, role: str, name: str, record: Record, retries: i
     return Role(name, step, start.stuck, soonest((step.requeue, start.requeue)), start.overdue)
 
 
-def _join(situation: Situation, walked: Walked, role: Role, objects: Callable[[], list[Object]]) -> Walked:
-    """The walk with a role at work and its actions."""
-    namespace = situation.obj["metadata"]["namespace"]
+def _join(situation: Situation, walked: Walked, role: Role, label: str, objects: Callable[[], list[Object]]) -> Walked:
+    """The walk with a role at work and its actions. `label`: the role as children name it."""
+    name, uid, namespace = (situation.obj["metadata"][key] for key in ("name", "uid", "namespace"))
     actions: list[Action] = [removal(job, namespace) for job in role.step.delete]
+    if role.step.gone is not None:
+        # A replica that takes over may have heard of the status, and not yet of the Job: two attempts would run.
+        actions.append(Confirm(JOB, namespace, attempt_name(name, uid, label, role.step.gone)))
     if role.step.create:
         actions += [Apply(obj) if kind_of(obj) == SERVICE else Create(obj) for obj in objects()]
     return replace(walked, roles=(*walked.roles, role), actions=(*walked.actions, *actions))

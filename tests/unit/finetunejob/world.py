@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.unit.core.guarded import guarded
 
-from trimtab_operator.core.actions import Action, Apply, Create, Delete, Plan
+from trimtab_operator.core.actions import Action, Apply, Confirm, Create, Delete, Plan
 from trimtab_operator.core.conditions import timestamp
 from trimtab_operator.core.kube import Kind, Object, Ref
 from trimtab_operator.core.refusals import Refusal
@@ -157,6 +157,9 @@ class World:
         raise AssertionError(f"no rest after {most} plans: {self.status}")
 
     def carry_out(self, action: Action) -> int:
+        if isinstance(action, Confirm):
+            assert Ref(action.kind.kind, action.namespace, action.name) not in self.objects
+            return 0
         if isinstance(action, Delete):
             obj = self.objects.get(Ref(action.kind.kind, action.namespace, action.name))
             if obj is None or obj["metadata"]["uid"] != action.uid:
