@@ -82,11 +82,11 @@ test-local: export TRIMTAB_FLAN_DATA ?= $(abspath $(wildcard ../shared/data/flan
 test-local: setup ## Test the whole product as processes on this machine
 	$(PYTEST) tests/local
 
-# Another version of Kubernetes: make test-controlplane KUBERNETES=v1.34.4 (tests/kubernetes/versions has them).
 test-faults: setup ## Sweep crashes, faults, stale views and fields, and find deliberate bugs: a quarter of an hour
 	$(PYTHON) tests/kubernetes/build.py
 	$(PYTEST) tests/faults
 
+# Another version of Kubernetes: make test-controlplane KUBERNETES=v1.34.4 (tests/kubernetes/versions has them).
 test-controlplane: setup ## Test the operator on a real kube-apiserver
 	$(PYTHON) tests/kubernetes/build.py
 	$(PYTEST) -n 2 --dist loadfile tests/controlplane

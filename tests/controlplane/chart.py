@@ -9,7 +9,7 @@ from tests.controlplane.cluster import ControlPlane
 
 NAMESPACE = "default"
 """Of the release, and so of the Lease."""
-_ALLOWED = "--set=admission.allowLists.serviceAccounts={server,trainer}"
+_ALLOWED = "--set=admission.allowLists.serviceAccounts={absent,server,trainer}"
 """The service accounts that jobs and endpoints of the tests name."""
 _ACCOUNT = f"system:serviceaccount:{NAMESPACE}:trimtab-operator"
 _KINDS = (

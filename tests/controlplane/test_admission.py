@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.crds import CRDS, install_crds
 from tests.manifests.cases import ACCEPTED_EDITS, REFUSED, REFUSED_EDITS, Manifest, Refused, RefusedEdit
@@ -47,6 +48,9 @@ def test_a_good_edit_is_accepted(control_plane: ControlPlane, case: RefusedEdit)
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_an_example_is_accepted(control_plane: ControlPlane, file: Path) -> None:
+    for manifest in yaml.safe_load_all(file.read_text()):
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": manifest["metadata"]["namespace"]}}
+        control_plane.kubectl("apply", "--server-side", "--filename=-", stdin=json.dumps(namespace))
     answer = control_plane.kubectl("apply", "--server-side", DRY, "--validate=strict", f"--filename={file}")
     assert "serverside-applied" in answer.stdout
 
