@@ -91,6 +91,14 @@ async def test_apply_creates_updates_and_drops_what_its_manager_drops(api: Api) 
     assert second["metadata"]["uid"] == first["metadata"]["uid"]
 
 
+async def test_text_is_kept_whatever_its_characters(api: Api) -> None:
+    strange = "".join(map(chr, (0x07, 0x7F, 0x85, 0xA0, 0xE9, 0x2028, 0xFE0F, 0xFEFF, 0xFFFF, 0x1F3D6, 0x10FFFF)))
+    data = {"text": f'{strange} "quoted": \\ud83c\\udfd6\t\n # {strange}\n'}
+    made = await api.kube.create(configmap(api, unique("created"), data), manager=A)
+    applied = await api.kube.apply(configmap(api, unique("applied"), data), manager=A)
+    assert made["data"] == applied["data"] == data
+
+
 async def test_two_managers_share_an_object(api: Api) -> None:
     name = unique("shared")
     await api.kube.apply(configmap(api, name, {"a": "1", "both": "a"}), manager=A)

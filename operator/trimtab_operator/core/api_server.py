@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +29,7 @@ _UNAUTHORIZED = 401
 _GONE = 410
 _UNPROCESSABLE = 422
 _FIRST_ERROR = 400
+_ESCAPED = re.compile("[\x7f-\uffff]")
 
 Keep = Callable[[Object], Object]
 """Takes a listed object and returns what is wanted of it."""
@@ -173,7 +175,7 @@ class ApiServer:
         data = None
         if body is not None:
             headers["Content-Type"] = content_type
-            data = json.dumps(body)
+            data = _encode(body)
         code, text, retry_after = await self._send(verb, path, params, data, headers)
         if code == _UNAUTHORIZED:
             await self._credentials.renew()
@@ -251,6 +253,15 @@ async def connect(
     ) as session:
         bucket = TokenBucket(requests_per_second, burst)
         yield ApiServer(session, credentials, bucket, observe, read_attempts, keep)
+
+
+def _encode(body: Object) -> str:
+    """JSON that is YAML as well, as which the API server reads what is applied.
+
+    YAML has no pairs of surrogates, so what JSON can escape only as a pair stands bare. Other characters it forbids or
+    folds, so all others are escaped.
+    """
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(body, ensure_ascii=False))
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None) -> str:
