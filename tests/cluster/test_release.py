@@ -89,7 +89,8 @@ def check_policy(cluster: Cluster) -> None:
     assert among["from"] == policy["spec"]["egress"][0]["to"] == [{"podSelector": policy["spec"]["podSelector"]}]
     meant = cluster.items("pods", TEAM, labels(policy["spec"]["podSelector"]))
     assert [pod["metadata"]["name"].rsplit("-", 3)[0] for pod in meant] == ours
-    (operator,) = watchers["from"]
+    operator, prometheus = watchers["from"]
+    assert prometheus == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     assert (
         cluster.get("namespace", SYSTEM)["metadata"]["labels"].items()
         >= operator["namespaceSelector"]["matchLabels"].items()
