@@ -53,6 +53,12 @@ _KUBE_PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 _GROUPS = Path("/sys/fs/cgroup")
 _CONTAINER_LOGS = Path("/var/log/containers")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+_SETTINGS = (
+    _FORWARD,
+    *(Path("/proc/sys/vm", name) for name in ("overcommit_memory", "panic_on_oom")),
+    *(Path("/proc/sys/kernel", name) for name in ("panic", "panic_on_oops", "keys/root_maxkeys", "keys/root_maxbytes")),
+)
+"""Of the kernel: pods need the first, and a kubelet sets the others."""
 _BEFORE = "before.json"
 """How the machine was, in the folder of the run."""
 _ELSEWHERE = tuple(map(Path, ("/run/containerd", "/run/nri", "/var/lib/cni", "/var/lib/kubelet", "/etc/cni")))
@@ -86,7 +92,7 @@ def machine() -> Iterator[Path]:
     """The empty folder of one run, with the bridge up; afterwards all of it is gone, a former run's leftovers too.
 
     Raises:
-        HostError: another run holds the machine, or it can't be a node.
+        HostError: another run holds the machine, it can't be a node, or something is left on it.
     """
     check()
     root = folder()
@@ -97,9 +103,11 @@ def machine() -> Iterator[Path]:
         except BlockingIOError as error:
             raise HostError(f"another run of the cluster tier holds {root}: wait for its end") from error
         sweep(root)
+        before = traces(root)
         root.mkdir()
-        before = {"forward": _FORWARD.read_text(), "absent": [str(path) for path in _ELSEWHERE if not path.exists()]}
-        (root / _BEFORE).write_text(json.dumps(before))
+        settings = {str(path): path.read_text() for path in _SETTINGS}
+        absent = [str(path) for path in _ELSEWHERE if not path.exists()]
+        (root / _BEFORE).write_text(json.dumps({"settings": settings, "absent": absent}))
         try:
             _run("ip", "link", "add", BRIDGE, "type", "bridge")
             _run("ip", "address", "add", f"{ADDRESS}/24", "dev", BRIDGE)
@@ -108,6 +116,8 @@ def machine() -> Iterator[Path]:
             yield root
         finally:
             sweep(root)
+        if left := sorted(traces(root) - before):
+            raise HostError(f"the run left on this machine: {'; '.join(left)}")
 
 
 def sweep(root: Path) -> None:
@@ -131,11 +141,26 @@ def sweep(root: Path) -> None:
         subprocess.run(["nft", "delete", "table", family, table], capture_output=True, check=False)
     if (root / _BEFORE).exists():
         before = json.loads((root / _BEFORE).read_text())
-        _FORWARD.write_text(before["forward"])
+        for path, value in before["settings"].items():
+            Path(path).write_text(value)
         for path in before["absent"]:
             shutil.rmtree(path, ignore_errors=True)
     if root.exists():
         shutil.rmtree(root)
+
+
+def traces(root: Path) -> set[str]:
+    """What this machine has of all that a node below `root` makes or changes, in words."""
+    tables = json.loads(_run("nft", "--json", "list", "tables"))["nftables"]
+    return {
+        *(f"process {pid} ({command_line(pid)})" for pid in (*processes(root), *pod_processes())),
+        *(f"control group {group}" for group in pod_groups()),
+        *(f"mount {point}" for point in _mount_points()),
+        *(f"link {link['ifname']}" for link in json.loads(_run("ip", "-json", "link"))),
+        *(f"table {entry['table']['family']} {entry['table']['name']}" for entry in tables if "table" in entry),
+        *(f"{path} = {path.read_text().strip()}" for path in _SETTINGS),
+        *(f"folder {path}" for path in (root, _CONTAINER_LOGS, *_ELSEWHERE) if path.exists()),
+    }
 
 
 def processes(root: Path) -> list[int]:
@@ -165,8 +190,11 @@ def pod_processes() -> list[int]:
 
 def mounts(root: Path) -> list[str]:
     """Mount points below `root`, the innermost first."""
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [point for point in reversed(points) if point.startswith(f"{root}/")]
+    return [point for point in reversed(_mount_points()) if point.startswith(f"{root}/")]
+
+
+def _mount_points() -> list[str]:
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
 def _end(pids: Iterable[int]) -> None:
@@ -197,7 +225,8 @@ def _root_of(pid: int) -> str:
         return ""
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise HostError(f"{' '.join(command)}: {answer.stderr.strip()}")
+    return answer.stdout

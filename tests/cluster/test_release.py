@@ -78,7 +78,7 @@ def test_install_train_serve_upgrade_test_uninstall(cluster: Cluster, team: Path
         cluster.kubectl("delete", "ftj,mep", "--all", f"--namespace={TEAM}", "--timeout=60s")
         until(lambda: left(cluster) == [], "nothing of ours is left")
     until(lambda: host.pod_processes() == [], "no process of a pod")
-    assert [point for point in host.mounts(cluster.node.root) if "/pods/" in point] == []
+    until(lambda: not [point for point in host.mounts(cluster.node.root) if "/pods/" in point], "no mount of a pod")
 
 
 def check_policy(cluster: Cluster) -> None:
