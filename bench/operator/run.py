@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections import Counter
@@ -15,21 +16,23 @@ from pathlib import Path
 from bench.operator.audit import OPERATOR, USER, AuditLog
 from bench.operator.floor import Floor, Recording, play, record
 from bench.operator.process import Watched
-from bench.operator.wakeup import latencies
+from bench.operator.wakeup import bound, latencies, wake_ups
 from bench.operator.workload import NAMESPACE, at_once, client, names, prepare_cluster, submit
 from tests.controlplane.cluster import HERE, ControlPlane
 from tests.controlplane.faults.proxy import proxy
 from tests.controlplane.operator import Operator
 
 from trimtab_operator.core.api_server import ApiServer
-from trimtab_operator.core.kube import FINETUNEJOB
+from trimtab_operator.core.kube import FINETUNEJOB, JOB
 
 STATUS = "finetunejobs/status"
 QUIET_SECONDS = 5.0
 RESYNC_WITHIN_SECONDS = 45.0
 """The first periodic list comes within this time of a start."""
+NUDGES, NUDGE_SECONDS = 300, 0.05
+"""Changes of children that call for no write, and the pause between two, while all is at rest."""
 PROBES, PROBES_AT_ONCE = 60, 3
-"""Jobs whose wake-ups are measured while all the others are at rest."""
+"""Jobs that live while all the others are at rest."""
 LATE_JOBS = 20
 """Jobs that are created during the outage."""
 _SCRAPE_SECONDS = 2.0
@@ -55,7 +58,9 @@ class Run:
     resident_at_rest: float = 0.0
     cpu_at_rest: float = 0.0
     cpu_busy_seconds: float = 0.0
-    wake_ups: list[float] = field(default_factory=list)
+    wake_up_bound: float = 0.0
+    wake_ups_counted: int = 0
+    told_after: list[float] = field(default_factory=list)
     restart_seconds: float = 0.0
     writes_at_rest: int = 0
     outage_seconds: float = 0.0
@@ -137,7 +142,8 @@ async def measure(binaries: Path, policy: Path, jobs: int, rest_seconds: float, 
                 sampler = Sampler(operator, run)
                 await _burst(control_plane, user, log, sampler, run)
                 await _at_rest(operator, sampler.process, run, rest_seconds)
-                await _wake_ups(user, log, sampler, run)
+                await _nudge(user, operator, run)
+                await _probe(user, log, sampler, run)
                 await _restart(operator, log, run)
             if outage_seconds > 0:
                 await _outage(control_plane, user, log, run, outage_seconds)
@@ -190,7 +196,22 @@ async def _at_rest(operator: Operator, process: Watched, run: Run, seconds: floa
     run.resident_at_rest = process.resident()
 
 
-async def _wake_ups(user: ApiServer, log: AuditLog, sampler: Sampler, run: Run) -> None:
+async def _nudge(user: ApiServer, operator: Operator, run: Run) -> None:
+    """Jobs of the complete get an annotation, one after the other: the operator looks, and writes nothing."""
+    children = await user.list_metadata(JOB, namespace=NAMESPACE)
+    before = wake_ups(await asyncio.to_thread(operator.metrics))
+    for number in range(NUDGES):
+        metadata = children[number % len(children)]["metadata"]
+        named = {"name": metadata["name"], "namespace": NAMESPACE, "annotations": {"bench/number": str(number)}}
+        await user.apply({"apiVersion": JOB.api_version, "kind": JOB.kind, "metadata": named}, manager="bench")
+        await asyncio.sleep(NUDGE_SECONDS)
+    await asyncio.sleep(QUIET_SECONDS)
+    after = wake_ups(await asyncio.to_thread(operator.metrics))
+    run.wake_up_bound = bound(before, after, 0.99)
+    run.wake_ups_counted = after[math.inf] - before[math.inf]
+
+
+async def _probe(user: ApiServer, log: AuditLog, sampler: Sampler, run: Run) -> None:
     """A few more jobs, a few at a time, beside those at rest."""
 
     async def probe(name: str) -> None:
@@ -204,7 +225,7 @@ async def _wake_ups(user: ApiServer, log: AuditLog, sampler: Sampler, run: Run) 
     probes = names(PROBES, "probe")
     async with asyncio.timeout(600):
         await at_once([partial(probe, name) for name in probes], PROBES_AT_ONCE)
-    run.wake_ups = latencies(log.read(), probes)
+    run.told_after = latencies(log.read(), probes)
     await sampler.sample()
 
 

@@ -1,12 +1,37 @@
-"""How soon a child's event has moved its owner, by the API server's own clock."""
+"""How soon a change of a child is dealt with: by the operator's clock where nothing is to do, else by the server's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from bench.operator.audit import OPERATOR, Write
+from prometheus_client import Metric
 
 _JOB_CONTROLLER = "system:serviceaccount:kube-system:job-controller"
+
+_WAKE_UP = "trimtab_operator_wake_up_seconds"
+Buckets = Counter[float]
+"""How many values were at most so many seconds."""
+
+
+def wake_ups(families: Mapping[str, Metric]) -> Buckets:
+    """The operator's own histogram: from the event to the end of the reconciliation, of those that wrote nothing."""
+    chosen = {"kind": "FineTuneJob", "outcome": "unchanged"}
+    return Counter(
+        {
+            float(sample.labels["le"]): int(sample.value)
+            for sample in families[_WAKE_UP].samples
+            if sample.name.endswith("_bucket") and chosen.items() <= sample.labels.items()
+        }
+    )
+
+
+def bound(before: Buckets, after: Buckets, share: float) -> float:
+    """A time that so large a share of the values between two looks did not exceed: the bound of a bucket."""
+    counts = {edge: after[edge] - before[edge] for edge in after}
+    return min(edge for edge, count in counts.items() if count >= share * counts[math.inf])
 
 
 def latencies(writes: Sequence[Write], owners: Sequence[str]) -> list[float]:

@@ -74,7 +74,7 @@ def test_the_panels_do_not_overlap() -> None:
 def exposition() -> tuple[set[str], set[str]]:
     """Names of the samples that the operator exposes, and of their labels."""
     metrics = Metrics()
-    metrics.observe_reconcile("FineTuneJob", "error", "Forbidden", 0.1)
+    metrics.observe_reconcile("FineTuneJob", "error", "Forbidden", seconds=0.1, since_wake_up=0.1)
     metrics.observe_request("GET", 200)
     metrics.missed.labels("Job").inc()
     metrics.accelerator_seconds.labels("team", "failed").inc()

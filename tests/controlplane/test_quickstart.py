@@ -28,6 +28,7 @@ MOMENTS = [
 METRICS = {
     "trimtab_operator_reconcile": {"kind", "outcome", "reason"},
     "trimtab_operator_reconcile_seconds": {"kind", "outcome", "le"},
+    "trimtab_operator_wake_up_seconds": {"kind", "outcome", "le"},
     "trimtab_operator_api_requests": {"verb", "code"},
     "trimtab_operator_missed_changes": {"kind"},
     "trimtab_operator_synced": set(),

@@ -43,8 +43,8 @@ PANELS = (
         "ops",
     ),
     Panel(
-        "Duration of a reconciliation, 99th percentile",
-        f"histogram_quantile(0.99, sum by (kind, le) (rate({_P}reconcile_seconds_bucket[5m])))",
+        "From a change to the end of its reconciliation, 99th percentile",
+        f"histogram_quantile(0.99, sum by (kind, le) (rate({_P}wake_up_seconds_bucket[5m])))",
         "{{kind}}",
         "s",
     ),

@@ -38,6 +38,13 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self.wake_up = Histogram(
+            PREFIX + "wake_up_seconds",
+            "From the first change that concerns an owner to the end of its reconciliation: queue and writes included.",
+            ["kind", "outcome"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
         self.requests = Counter(
             PREFIX + "api_requests_total",
             "Requests to the API server; code 0 where there was no answer.",
@@ -62,12 +69,13 @@ class Metrics:
         self.synced = Gauge(PREFIX + "synced", "1 once every kind has been listed.", registry=self.registry)
         self._reasons: set[str] = set()
 
-    def observe_reconcile(self, kind: str, outcome: str, reason: str, seconds: float) -> None:
+    def observe_reconcile(self, kind: str, outcome: str, reason: str, *, seconds: float, since_wake_up: float) -> None:
         """Count one reconciliation. A webhook may refuse with any reason, so only the first ones get a series."""
         if len(self._reasons) < _MAX_REASONS:
             self._reasons.add(reason)
         self.reconciles.labels(kind, outcome, reason if reason in self._reasons else "Other").inc()
         self.seconds.labels(kind, outcome).observe(seconds)
+        self.wake_up.labels(kind, outcome).observe(since_wake_up)
 
     def show_leadership(self, leading: Callable[[], bool], transitions: Callable[[], int]) -> None:
         """Have `leader` and `leader_transitions_total` read from here."""

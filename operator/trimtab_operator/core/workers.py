@@ -129,7 +129,14 @@ class Workers:
             except Exception as error:  # whatever one object does to us, the others go on
                 log.exception("reconciliation failed")
                 outcome = Outcome(Result.ERROR, reason=type(error).__name__)
-            self._metrics.observe_reconcile(ref.kind, outcome.result, outcome.reason, self._loop.time() - begun)
+            ended = self._loop.time()
+            self._metrics.observe_reconcile(
+                ref.kind,
+                outcome.result,
+                outcome.reason,
+                seconds=ended - begun,
+                since_wake_up=ended - self._queue.since(ref),
+            )
             return outcome
 
     def _settle(self, ref: Ref, outcome: Outcome) -> float:

@@ -49,8 +49,8 @@ class WorkQueue(Generic[Key]):
         self._cap = cap_seconds
         self._jitter = jitter
         self._waiting: dict[Key, float] = {}
-        self._active: set[Key] = set()
-        self._again: set[Key] = set()
+        self._active: dict[Key, float] = {}
+        self._again: dict[Key, float] = {}
         self._later: dict[Key, Handle] = {}
         self._failures: dict[Key, int] = {}
         self._ready = asyncio.Event()
@@ -61,10 +61,9 @@ class WorkQueue(Generic[Key]):
         if self._closed:
             return
         if key in self._active:
-            self._again.add(key)
+            self._again.setdefault(key, self._timer.time())
         elif key not in self._waiting:
-            self._waiting[key] = self._timer.time()
-            self._ready.set()
+            self._wait(key, self._timer.time())
 
     def add_after(self, key: Key, delay: float) -> None:
         """Have the key worked on in `delay` seconds; of several such wishes the earliest holds."""
@@ -79,9 +78,9 @@ class WorkQueue(Generic[Key]):
 
     def take(self) -> Key | None:
         """The oldest key, now this worker's until `done`; None where none waits."""
-        for key in self._waiting:
+        for key, since in self._waiting.items():
             del self._waiting[key]
-            self._active.add(key)
+            self._active[key] = since
             return key
         return None
 
@@ -98,15 +97,20 @@ class WorkQueue(Generic[Key]):
             await self._ready.wait()
         return key
 
+    def since(self, key: Key) -> float:
+        """When a key that a worker has was first added, by the timer's clock."""
+        return self._active[key]
+
     def done(self, key: Key, *, pause: float = 0.0) -> None:
         """The worker is finished with the key; if it was added meanwhile it comes back, after `pause` seconds."""
-        self._active.remove(key)
-        if key in self._again:
-            self._again.remove(key)
-            if pause > 0:
-                self.add_after(key, pause)
-            else:
-                self.add(key)
+        del self._active[key]
+        since = self._again.pop(key, None)
+        if since is None:
+            return
+        if pause > 0:
+            self.add_after(key, pause)
+        else:
+            self._wait(key, since)
 
     def fail(self, key: Key) -> float:
         """Count a failure; seconds until the next try: 5 ms, doubled with each failure up to the cap, ±20 %."""
@@ -140,6 +144,10 @@ class WorkQueue(Generic[Key]):
         for since in self._waiting.values():
             return self._timer.time() - since
         return 0.0
+
+    def _wait(self, key: Key, since: float) -> None:
+        self._waiting[key] = since
+        self._ready.set()
 
     def _due(self, key: Key) -> None:
         del self._later[key]

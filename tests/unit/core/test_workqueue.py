@@ -189,6 +189,22 @@ def test_age_of_the_oldest() -> None:
     assert queue.oldest_seconds == 3
 
 
+def test_a_key_tells_since_when_it_waits() -> None:
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock, cap_seconds=100)
+    queue.add("a")
+    clock.advance(1)
+    queue.add("a")
+    assert queue.take() == "a"
+    assert queue.since("a") == 0
+    queue.add("a")
+    clock.advance(1)
+    queue.add("a")
+    queue.done("a")
+    assert queue.take() == "a"
+    assert queue.since("a") == 1
+
+
 def test_a_closed_queue_takes_nothing() -> None:
     clock = Clock()
     queue: WorkQueue[str] = WorkQueue(clock, cap_seconds=1)
