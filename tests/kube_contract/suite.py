@@ -227,7 +227,11 @@ async def test_delete_only_the_object_that_is_meant(api: Api) -> None:
     with pytest.raises(Conflict):
         await api.kube.delete(CONFIGMAP, api.namespace, name, uid="another")
     assert await api.kube.get(CONFIGMAP, api.namespace, name) == made
-    await api.kube.delete(CONFIGMAP, api.namespace, name, uid=uid)
+    changed = await api.kube.apply(configmap(api, name, labels={"a": "b"}), manager=B)
+    with pytest.raises(Conflict):
+        await api.kube.delete(CONFIGMAP, api.namespace, name, uid=uid, version=made["metadata"]["resourceVersion"])
+    assert await api.kube.get(CONFIGMAP, api.namespace, name) == changed
+    await api.kube.delete(CONFIGMAP, api.namespace, name, uid=uid, version=changed["metadata"]["resourceVersion"])
     assert await api.kube.get(CONFIGMAP, api.namespace, name) is None  # at once: it has no finalizer
     again = await api.kube.create(configmap(api, name), manager=A)
     assert again["metadata"]["uid"] != uid

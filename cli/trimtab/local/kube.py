@@ -173,13 +173,16 @@ class LocalKube:
         merged, owners = apply(record.obj, part, record.owners, f"{manager}/status", self._list_keys(ref.kind))
         return self._replace(record, merged, owners)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, version: str | None = None
+    ) -> None:
         """See `Kube.delete`."""
         obj = self.find(kind, namespace, name)
         if obj is None:
             return
-        if uid is not None and uid != obj["metadata"]["uid"]:
-            raise Conflict(409, "Conflict", f"{kind.plural} {name}: uid {uid} is not the live {obj['metadata']['uid']}")
+        for key, required in (("uid", uid), ("resourceVersion", version)):
+            if required is not None and required != (live := obj["metadata"][key]):
+                raise Conflict(409, "Conflict", f"{kind.plural} {name}: {key} {required} is not the live {live}")
         self.drop(obj)
 
     # Writing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -27,21 +28,22 @@ class Apply:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete one object of that uid, children included."""
+    """Delete one object of that uid, children included, as long as it is as the plan has seen it."""
 
     kind: Kind
     namespace: str
     name: str
     uid: str
+    version: str
 
 
 @dataclass(frozen=True)
 class Confirm:
-    """Make sure that an object is gone, as the plan takes it to be; where it is live, the plan was made too early."""
+    """Make sure that the plan knew of every live object with these labels; where it did not, it was made too early."""
 
     kind: Kind
     namespace: str
-    name: str
+    labels: Mapping[str, str]
 
 
 Action = Create | Apply | Delete | Confirm

@@ -101,11 +101,14 @@ class ApiServer:
         """See `Kube.apply_status`."""
         return await self._apply(obj, manager, "/status")
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, version: str | None = None
+    ) -> None:
         """See `Kube.delete`."""
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid is not None:
-            options["preconditions"] = {"uid": uid}
+        required = {"uid": uid, "resourceVersion": version}
+        if preconditions := {key: value for key, value in required.items() if value is not None}:
+            options["preconditions"] = preconditions
         try:
             await self._request("DELETE", _path(kind, namespace, name), body=options)
         except NotFound as error:

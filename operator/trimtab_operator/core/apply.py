@@ -67,6 +67,7 @@ async def carry_out(action: Action, kube: Kube, store: Store, deliver: Sink) -> 
 
     Raises:
         NameTaken: An object of that name has another controller.
+        StaleView: What the plan relies on is not so.
         KubeError: The API server refused or did not answer.
     """
     match action:
@@ -75,31 +76,38 @@ async def carry_out(action: Action, kube: Kube, store: Store, deliver: Sink) -> 
         case Apply(obj=obj, manager=manager):
             return await _apply(obj, manager, kube, store, deliver)
         case Confirm():
-            target = target_of(action)
-            if await refresh(target, store.find(target), kube, deliver) is not None:
-                raise StaleView(f"{target} is there", "NotGone")
+            await _confirm(action, kube, store, deliver)
             return False
-        case Delete(kind=kind, namespace=namespace, name=name, uid=uid):
+        case Delete(kind=kind, namespace=namespace, name=name, uid=uid, version=version):
             target = target_of(action)
-            known = store.find(target)
-            live = await refresh(target, known, kube, deliver)
-            if known is not None and live is not None and version_of(live) != version_of(known):
-                raise StaleView(f"{target} has changed since its deletion was planned", "TargetChanged")
-            await kube.delete(kind, namespace, name, uid=uid)
+            await kube.delete(kind, namespace, name, uid=uid, version=version)
             await refresh(target, store.find(target), kube, deliver)  # gone at once, or on its way
             return True
 
 
 def target_of(action: Action) -> Ref:
-    """The object that an action is about."""
-    if isinstance(action, Delete | Confirm):
-        return Ref(action.kind.kind, action.namespace, action.name)
-    return ref_of(action.obj)
+    """The object that an action is about; without a name where it is about many."""
+    match action:
+        case Create(obj=obj) | Apply(obj=obj):
+            return ref_of(obj)
+        case Delete(kind=kind, namespace=namespace, name=name):
+            return Ref(kind.kind, namespace, name)
+        case Confirm(kind=kind, namespace=namespace):
+            return Ref(kind.kind, namespace, "")
 
 
 def desired_hash(obj: Object) -> str:
     """The first 32 hex digits of the sha256 of the canonical JSON of a desired object."""
     return hashlib.sha256(json.dumps(obj, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+async def _confirm(action: Confirm, kube: Kube, store: Store, deliver: Sink) -> None:
+    live = await kube.list_objects(action.kind, namespace=action.namespace, labels=action.labels)
+    unknown = [obj for obj in live if (known := store.find(ref_of(obj))) is None or uid_of(known) != uid_of(obj)]
+    for obj in unknown:
+        deliver(Change.UPSERT, obj)
+    if unknown:
+        raise StaleView(f"{ref_of(unknown[0])} was not known of", "NotGone")
 
 
 async def _create(obj: Object, manager: str, kube: Kube, store: Store, deliver: Sink) -> bool:

@@ -103,8 +103,10 @@ class Kube(Protocol):
         A given `metadata.resourceVersion` is a precondition (`Conflict`); a uid is not.
         """
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
-        """Delete with background propagation. A missing object is success; another uid is `Conflict`."""
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, version: str | None = None
+    ) -> None:
+        """Delete with background propagation. A missing object is success; another uid or version is `Conflict`."""
 
 
 class Change(StrEnum):

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from trimtab_operator.core.actions import Action, Confirm, Delete, Plan, Spent
+from trimtab_operator.core.actions import Action, Apply, Create, Plan, Spent
 from trimtab_operator.core.apply import (
     NAME_TAKEN,
     NameTaken,
@@ -156,7 +156,7 @@ def _told(refusal: Refusal, known: Refusal | None) -> Refusal:
 
 def _log_context(action: Action, store: Store) -> dict[str, str]:
     """Job, stage and attempt that an action is about."""
-    obj = store.find(target_of(action)) if isinstance(action, Delete | Confirm) else action.obj
+    obj = action.obj if isinstance(action, Create | Apply) else store.find(target_of(action))
     labels = obj["metadata"].get("labels", {}) if obj is not None else {}
     named = {"job": LABEL_JOB, "stage": LABEL_STAGE, "attempt": LABEL_ATTEMPT}
     return {word: labels[label] for word, label in named.items() if label in labels}

@@ -84,8 +84,8 @@ class Step:
     create: bool = False
     """Create the children of `record.attempt`; only where the observed status has it reserved."""
     delete: tuple[JobView, ...] = ()
-    gone: int | None = None
-    """The attempt whose Job is taken to be gone, as it is recorded and not seen."""
+    confirm: bool = False
+    """There has been a Job, and it is taken to be gone with its pods, as none is seen."""
     message: str = ""
     lead: PodView | None = None
     """After success: the pod with the report, None where it is gone."""
@@ -144,9 +144,8 @@ def advance(
         return Step(State.IDLE, record)
     highest = max(record.attempt, highest_label)
     if record.job_uid is None and 0 < record.attempt == highest:
-        return Step(State.STARTING, record, create=True)
-    reserved = replace(record, attempt=highest + 1, job_uid=None)
-    return Step(State.STARTING, reserved, gone=record.attempt if record.job_uid is not None else None)
+        return Step(State.STARTING, record, create=True, confirm=highest_label == highest)
+    return Step(State.STARTING, replace(record, attempt=highest + 1, job_uid=None), confirm=highest > 0)
 
 
 def _of_current(record: Record, job: JobView, pods: Sequence[PodView], retries: int, stop: bool, now: datetime) -> Step:

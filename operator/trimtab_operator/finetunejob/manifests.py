@@ -28,7 +28,7 @@ from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob.acceptance import secrets_of
 from trimtab_operator.finetunejob.merge import Effective
 from trimtab_operator.finetunejob.network import PROGRESS_PORT
-from trimtab_operator.finetunejob.observe import attempt_name, claims_of
+from trimtab_operator.finetunejob.observe import PREPARE, attempt_name, claims_of
 from trimtab_operator.finetunejob.prepare import prepare_config
 from trimtab_trainer.config import (
     LISTEN_ADDRESS_VARIABLE,
@@ -53,7 +53,7 @@ def prepare_objects(
 ) -> list[Object]:
     """ConfigMap and Job of one attempt of prepare, in the order in which they are created."""
     config = prepare_config(_identity(obj), job, stages, job.status.model)
-    labels = _labels(obj, COMPONENT_PREPARE, attempt)
+    labels = _labels(obj, PREPARE, attempt)
     shape = stages[0].stage
     root = podtemplate.claim_of(job.spec.artifacts.uri)
     claims = {name: name != root for name in sorted(claims_of(job) | _claims(job.status.model))}
@@ -88,7 +88,7 @@ def train_objects(
     attempt = status.attempt
     image = stage.stage.image or images.trainer
     config = train_config(obj, job, stage, status, model, image, settings)
-    labels = _labels(obj, COMPONENT_TRAIN, attempt, stage.name)
+    labels = _labels(obj, stage.name, attempt)
     root = podtemplate.claim_of(job.spec.artifacts.uri) or ""
     claims = {root: False} | dict.fromkeys(_claims(model) - {root}, True)
     service = service_name(obj, stage.name)
@@ -277,14 +277,18 @@ def _head(kind: Kind, name: str, namespace: str) -> Object:
     }
 
 
-def _labels(obj: Object, component: str, attempt: int, stage: str | None = None) -> dict[str, str]:
+def role_labels(obj: Object, role: str) -> dict[str, str]:
+    """What all children of prepare or of a stage carry, whatever their attempt."""
     return {
         LABEL_JOB: label_value(obj["metadata"]["name"]),
-        **({LABEL_STAGE: stage} if stage else {}),
-        LABEL_ATTEMPT: str(attempt),
-        LABEL_COMPONENT: component,
+        **({} if role == PREPARE else {LABEL_STAGE: role}),
+        LABEL_COMPONENT: COMPONENT_PREPARE if role == PREPARE else COMPONENT_TRAIN,
         LABEL_MANAGED_BY: MANAGED_BY,
     }
+
+
+def _labels(obj: Object, role: str, attempt: int) -> dict[str, str]:
+    return {**role_labels(obj, role), LABEL_ATTEMPT: str(attempt)}
 
 
 def _names(obj: Object) -> tuple[str, str, str]:

@@ -36,6 +36,7 @@ class JobView:
 
     name: str
     uid: str
+    version: str
     role: str
     attempt: int
     complete: bool = False
@@ -209,6 +210,7 @@ def _job_view(job: Object) -> JobView:
     return JobView(
         name=metadata["name"],
         uid=metadata["uid"],
+        version=metadata["resourceVersion"],
         role=role_of(labels),
         attempt=attempt_of(labels),
         complete="Complete" in held,

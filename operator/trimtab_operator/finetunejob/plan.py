@@ -251,7 +251,8 @@ def _after_end(setting: Setting) -> Plan:
     ]
     left = expires_in(job, setting.now)
     if left is not None and left <= 0:
-        actions = [Delete(FINETUNEJOB, namespace, obj["metadata"]["name"], obj["metadata"]["uid"])]
+        name, uid, version = (obj["metadata"][key] for key in ("name", "uid", "resourceVersion"))
+        actions = [Delete(FINETUNEJOB, namespace, name, uid, version)]
     generation = obj["metadata"].get("generation", 0)
     status = None
     if job.status.observed_generation != generation:

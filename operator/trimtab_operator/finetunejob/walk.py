@@ -10,14 +10,14 @@ from trimtab_operator.api import finetunejob_reasons as reasons
 from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.status import ArtifactStatus, Images, PrepareStatus, StagePhase, StageStatus
 from trimtab_operator.core.actions import Action, Apply, Confirm, Create, Delete
-from trimtab_operator.core.kube import JOB, SERVICE, Object, kind_of
+from trimtab_operator.core.kube import JOB, POD, SERVICE, Object, kind_of
 from trimtab_operator.core.podproblems import Stuck
 from trimtab_operator.core.reports import clean
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob import manifests
 from trimtab_operator.finetunejob.attempts import Record, State, Step, advance
 from trimtab_operator.finetunejob.merge import Effective
-from trimtab_operator.finetunejob.observe import PREPARE, JobView, Observation, attempt_name
+from trimtab_operator.finetunejob.observe import PREPARE, JobView, Observation
 from trimtab_operator.finetunejob.reports import Problem, prepare_report, train_report
 from trimtab_operator.finetunejob.stages import after_prepare, after_step, after_success, with_progress
 from trimtab_operator.finetunejob.status import Because
@@ -209,11 +209,12 @@ def _role(situation: Situation, role: str, name: str, record: Record, retries: i
 
 def _join(situation: Situation, walked: Walked, role: Role, label: str, objects: Callable[[], list[Object]]) -> Walked:
     """The walk with a role at work and its actions. `label`: the role as children name it."""
-    name, uid, namespace = (situation.obj["metadata"][key] for key in ("name", "uid", "namespace"))
+    namespace = situation.obj["metadata"]["namespace"]
     actions: list[Action] = [removal(job, namespace) for job in role.step.delete]
-    if role.step.gone is not None:
-        # A replica that takes over may have heard of the status, and not yet of the Job: two attempts would run.
-        actions.append(Confirm(JOB, namespace, attempt_name(name, uid, label, role.step.gone)))
+    if role.step.confirm:
+        # A watch may be behind, or have lost something: two attempts would run.
+        labels = manifests.role_labels(situation.obj, label)
+        actions += [Confirm(kind, namespace, labels) for kind in (JOB, POD)]
     if role.step.create:
         actions += [Apply(obj) if kind_of(obj) == SERVICE else Create(obj) for obj in objects()]
     return replace(walked, roles=(*walked.roles, role), actions=(*walked.actions, *actions))
@@ -221,7 +222,7 @@ def _join(situation: Situation, walked: Walked, role: Role, label: str, objects:
 
 def removal(job: JobView, namespace: str) -> Delete:
     """Delete a Job and its pods."""
-    return Delete(JOB, namespace, job.name, job.uid)
+    return Delete(JOB, namespace, job.name, job.uid, job.version)
 
 
 def soonest(times: Iterable[float | None]) -> float | None:

@@ -22,6 +22,7 @@ class DeploymentView:
 
     name: str
     uid: str
+    version: str
     revision: str
     config_map: str = ""
     """What its pods read."""
@@ -42,8 +43,8 @@ class Observation:
     deployments: Mapping[str, DeploymentView] = field(default_factory=dict)
     """Revision to its Deployment."""
     pods: tuple[PodView, ...] = ()
-    config_maps: Mapping[str, str] = field(default_factory=dict)
-    """Name to uid."""
+    config_maps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Name to uid and version."""
     cluster_ip: str | None = None
     """Of the Service; None while there is none."""
     selected: str | None = None
@@ -71,7 +72,10 @@ def observe(reader: Reader, obj: Object, endpoint: ModelEndpoint) -> Observation
     return Observation(
         deployments={view.revision: view for view in views},
         pods=tuple(pod_view(pod) for pod in reader.labelled(POD, namespace, LABEL_ENDPOINT, label_value(name))),
-        config_maps={c["metadata"]["name"]: c["metadata"]["uid"] for c in reader.owned(CONFIGMAP, namespace, uid)},
+        config_maps={
+            child["metadata"]["name"]: (child["metadata"]["uid"], child["metadata"]["resourceVersion"])
+            for child in reader.owned(CONFIGMAP, namespace, uid)
+        },
         cluster_ip=service["spec"].get("clusterIP") if service else None,
         selected=service["spec"].get("selector", {}).get(LABEL_REVISION) if service else None,
         source=parsed(FineTuneJob, job),
@@ -85,6 +89,7 @@ def _deployment_view(deployment: Object) -> DeploymentView:
     return DeploymentView(
         name=metadata["name"],
         uid=metadata["uid"],
+        version=metadata["resourceVersion"],
         revision=(metadata.get("labels") or {}).get(LABEL_REVISION, ""),  # a person may have taken the label away
         config_map=next((v["configMap"]["name"] for v in template.get("volumes") or [] if "configMap" in v), ""),
         replicas=status.get("replicas", 0),

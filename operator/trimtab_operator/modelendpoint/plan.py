@@ -105,11 +105,11 @@ def _leftovers(obj: Object, endpoint: ModelEndpoint, stable: Revision, seen: Obs
     """Deployments of other revisions, and ConfigMaps that no pod reads any more."""
     namespace = obj["metadata"]["namespace"]
     old = [view for view in seen.deployments.values() if view.revision != stable.revision and not view.deleting]
-    actions: list[Action] = [Delete(DEPLOYMENT, namespace, view.name, view.uid) for view in old]
+    actions: list[Action] = [Delete(DEPLOYMENT, namespace, view.name, view.uid, view.version) for view in old]
     if len(seen.deployments) == 1:
         kept = manifests.config_map(obj, endpoint, stable)["metadata"]["name"]
-        unused = [(name, uid) for name, uid in seen.config_maps.items() if name != kept]
-        actions += [Delete(CONFIGMAP, namespace, name, uid) for name, uid in unused]
+        unused = [(name, *known) for name, known in seen.config_maps.items() if name != kept]
+        actions += [Delete(CONFIGMAP, namespace, *each) for each in unused]
     return actions
 
 

@@ -151,7 +151,7 @@ def state(world: JobWorld | EndpointWorld) -> Outcome:
 
 
 def _plain(value: Any) -> Any:
-    volatile = {"generation", "observedGeneration", "uid", "lastTransitionTime", "creationTimestamp"}
+    volatile = {"generation", "observedGeneration", "uid", "resourceVersion", "lastTransitionTime", "creationTimestamp"}
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items() if key not in volatile}
     return [_plain(each) for each in value] if isinstance(value, list) else copy.deepcopy(value)

@@ -192,7 +192,7 @@ async def test_writes_say_who_and_how(client: Client) -> None:
     client.server.answers = [lambda: web.json_response(OBJECT)]
     await client.kube.apply(OBJECT, manager="m")
     await client.kube.apply_status(OBJECT, manager="m")
-    await client.kube.delete(CONFIGMAP, "n", "a", uid="u")
+    await client.kube.delete(CONFIGMAP, "n", "a", uid="u", version="7")
     apply, status, delete = client.server.requests
     assert (apply.method, apply.path, dict(apply.query)) == (
         "PATCH",
@@ -202,7 +202,7 @@ async def test_writes_say_who_and_how(client: Client) -> None:
     assert apply.headers["Content-Type"] == "application/apply-patch+yaml"
     assert status.path == "/api/v1/namespaces/n/configmaps/a/status"
     assert (delete.method, json.loads(client.server.bodies[2])["propagationPolicy"]) == ("DELETE", "Background")
-    assert json.loads(client.server.bodies[2])["preconditions"] == {"uid": "u"}
+    assert json.loads(client.server.bodies[2])["preconditions"] == {"uid": "u", "resourceVersion": "7"}
 
 
 async def test_without_a_cluster_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,7 @@ async def test_a_deletion_is_known_without_any_event(tmp_path: Path) -> None:
     def deliver(change: Change, obj: Any) -> None:
         (store.upsert if change is Change.UPSERT else store.remove)(obj)
 
-    delete = Delete(CONFIGMAP, "default", "a", made["metadata"]["uid"])
+    delete = Delete(CONFIGMAP, "default", "a", made["metadata"]["uid"], made["metadata"]["resourceVersion"])
     assert await carry_out(delete, here.kube, store, deliver)
     assert store.all_of(CONFIGMAP) == []
     assert not store.upsert(made)  # a late event

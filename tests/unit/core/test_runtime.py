@@ -424,5 +424,5 @@ def test_what_a_message_about_an_action_carries() -> None:
     store.upsert(obj)
     expected = {"job": "j", "stage": "sft", "attempt": "2"}
     assert _log_context(Create(obj), store) == expected
-    assert _log_context(Delete(JOB, "n", "a", "u"), store) == expected
-    assert _log_context(Delete(JOB, "n", "b", "u"), store) == {}
+    assert _log_context(Delete(JOB, "n", "a", "u", "1"), store) == expected
+    assert _log_context(Delete(JOB, "n", "b", "u", "1"), store) == {}

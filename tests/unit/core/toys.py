@@ -122,11 +122,13 @@ class Faulty:
     async def apply_status(self, obj: Object, *, manager: str) -> Object:
         return await self._write("apply_status", obj, manager)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, version: str | None = None
+    ) -> None:
         ref = Ref(kind.kind, namespace, name)
         self.writes.append(("delete", ref))
         self.before("delete", ref)
-        await self.kube.delete(kind, namespace, name, uid=uid)
+        await self.kube.delete(kind, namespace, name, uid=uid, version=version)
         self.after("delete", ref)
 
     async def _write(self, verb: str, obj: Object, manager: str) -> Object:

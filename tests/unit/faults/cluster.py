@@ -55,7 +55,7 @@ class Cluster:
 
     async def apply(self, obj: Object, *, manager: str) -> Object:
         live = self.objects.get(ref_of(obj))
-        self._check(obj, live)
+        _check(ref_of(obj), obj["metadata"], live)
         if live is None:
             return self.add(obj)
         changed = copy.deepcopy(live)
@@ -72,22 +72,17 @@ class Cluster:
         live = self.objects.get(ref_of(obj))
         if live is None:
             raise NotFound(404, "NotFound", f"{ref_of(obj)} not found")
-        self._check(obj, live)
+        _check(ref_of(obj), obj["metadata"], live)
         return self.replace({**live, "status": copy.deepcopy(obj["status"])})
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, version: str | None = None
+    ) -> None:
         live = self.objects.get(Ref(kind.kind, namespace, name))
         if live is None:
             return
-        if uid is not None and uid != live["metadata"]["uid"]:
-            raise Conflict(409, "Conflict", f"{ref_of(live)}: uid {uid} is not the live one")
+        _check(ref_of(live), {"uid": uid, "resourceVersion": version}, live)
         self.remove(live)
-
-    def _check(self, obj: Object, live: Object | None) -> None:
-        for key in ("uid", "resourceVersion"):
-            wanted = obj["metadata"].get(key)
-            if wanted is not None and (live is None or wanted != live["metadata"][key]):
-                raise Conflict(409, "Conflict", f"{ref_of(obj)}: {key} {wanted} is not the live one")
 
     # -- what anybody does
     def of_kind(self, kind: str) -> list[Object]:
@@ -234,6 +229,14 @@ class Cluster:
 
     def sleep(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
+
+
+def _check(ref: Ref, required: Mapping[str, Any], live: Object | None) -> None:
+    """The preconditions of a write."""
+    for key in ("uid", "resourceVersion"):
+        wanted = required.get(key)
+        if wanted is not None and (live is None or wanted != live["metadata"][key]):
+            raise Conflict(409, "Conflict", f"{ref}: {key} {wanted} is not the live one")
 
 
 def owners(obj: Object) -> list[str]:

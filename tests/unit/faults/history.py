@@ -30,7 +30,8 @@ class History:
         self.writes += 1
         if verb == "delete":
             assert before is not None
-            assert before["metadata"]["uid"] in operator.known, f"{ref} was deleted, which is newer than what was seen"
+            planned_for = operator.seen.get(before["metadata"]["uid"])
+            assert planned_for == before["metadata"]["resourceVersion"], f"{ref} was deleted, newer than what was seen"
             self._is_ours(ref, before)
             return
         live = self._cluster.objects[ref]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,13 +71,16 @@ class Requests:
     async def apply_status(self, obj: Object, *, manager: str) -> Object:
         return await self._write("status", obj, lambda: self.cluster.apply_status(obj, manager=manager))
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, version: str | None = None
+    ) -> None:
         def deletion() -> Coroutine[Any, Any, None]:
             target = Ref(kind.kind, namespace, name)
             live = self.cluster.objects.get(target)
-            if live is not None and uid in (None, live["metadata"]["uid"]):
+            required = {"uid": uid, "resourceVersion": version}
+            if live is not None and all(live["metadata"][key] == value for key, value in required.items() if value):
                 self._wrote("delete", target, live)
-            return self.cluster.delete(kind, namespace, name, uid=uid)
+            return self.cluster.delete(kind, namespace, name, uid=uid, version=version)
 
         await self._send(deletion)
         self.writes += 1
@@ -127,21 +130,21 @@ class Operator:
         self._settings = settings
         self.restart(0)
 
-    def restart(self, behind: int) -> None:
-        """A new process, whose first lists are so many changes behind."""
+    def restart(self, behind: int, kinds_behind: Sequence[Kind] = WATCHED) -> None:
+        """A new process, whose first lists, or some of them, are so many changes behind."""
         self.requests = Requests(self._cluster, lambda *told: self._wrote(self, *told))
         self.store = Store()
-        self.known: set[str] = set()
-        """Uids that this process has heard of."""
+        self.seen: dict[str, str] = {}
+        """Uid to version of what there is, as its newest plan saw it."""
         self.controllers = {controller.kind.kind: controller for controller in kinds(self.requests, self._settings)[0]}
         events = EventRecorder(self.requests, "test", lambda: self._cluster.now)
         self._environment = Environment(
             self.requests, self.store, self._settings, lambda: self._cluster.now, self.deliver, events
         )
-        start = max(0, len(self._cluster.log) - behind)
-        self._cursors = {kind.kind: start for kind in WATCHED}
+        now = len(self._cluster.log)
+        self._cursors = {kind.kind: max(0, now - behind * (kind in kinds_behind)) for kind in WATCHED}
         for kind in WATCHED:
-            for obj in self._cluster.view(start, kind.kind):
+            for obj in self._cluster.view(self._cursors[kind.kind], kind.kind):
                 self.deliver(Change.UPSERT, obj)
 
     def deliver(self, change: Change, obj: Object) -> None:
@@ -151,7 +154,6 @@ class Operator:
         labels = obj["metadata"].get("labels", {})
         if obj["kind"] in [kind.kind for kind in CHILDREN] and not CHILD_LABELS.items() <= labels.items():
             change = Change.DELETE
-        self.known.add(obj["metadata"]["uid"])
         if change is Change.UPSERT:
             self.store.upsert(obj)
         else:
@@ -186,6 +188,8 @@ class Operator:
     def work(self, ref: Ref, trouble: Trouble | None = None) -> bool:
         """Reconcile one owner; True where something was written. `Crash` restarts the process."""
         self.requests.begin(trouble)
+        known = [obj["metadata"] for kind in WATCHED for obj in self.store.all_of(kind)]
+        self.seen = {each["uid"]: each["resourceVersion"] for each in known}
         before = self.requests.writes
         try:
             drive(reconcile(self.controllers[ref.kind], ref, self._environment))

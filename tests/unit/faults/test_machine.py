@@ -118,7 +118,18 @@ class Faults(RuleBasedStateMachine):
             for owner in (JOB, ENDPOINT):
                 other.work(owner)
 
-        deeds = [works, self.human_replaces_child, self.human_deletes_child, self.pod_ends, self.user_recreates]
+        def changes_are_told_of(data: st.DataObject) -> None:
+            self.pod_ends(data)
+            self.operators[which].hear()
+
+        deeds = [
+            works,
+            changes_are_told_of,
+            self.human_replaces_child,
+            self.human_deletes_child,
+            self.pod_ends,
+            self.user_recreates,
+        ]
         deed = deeds[data.draw(st.integers(0, len(deeds) - 1))]
         return works if deed == works else lambda: deed(data)
 

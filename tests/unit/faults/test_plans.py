@@ -73,7 +73,10 @@ def shape(world: World) -> str:
 
 
 _KEPT = ("FineTuneJob", "Job", "Pod")
-_DROPPED = {"generation", "observedGeneration", "activeSeconds", "activeSince", "template", "message", "conditions"}
+_DROPPED = {
+    *("resourceVersion", "generation", "observedGeneration", "activeSeconds", "activeSince"),
+    *("template", "message", "conditions"),
+}
 
 
 def _lean(value: Any) -> Any:

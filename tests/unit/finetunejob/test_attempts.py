@@ -112,7 +112,7 @@ def test_first_pod_to_fail_is_the_cause() -> None:
         return PodView(f"pod-{index}", index=index, phase="Failed", node=f"node-{index}", ended=ended)
 
     def cause(*pods: PodView) -> object:
-        found = outcome(1, JobView("job", "u", "one", 1), pods, START)
+        found = outcome(1, JobView("job", "u", "1", "one", 1), pods, START)
         return found.failure.node if isinstance(found, Failed) else found
 
     assert cause(pod(0, 70, 9), pod(1, 137, 7, "OOMKilled"), pod(2, 75, 8)) == "node-1"

@@ -95,7 +95,9 @@ class World:
 
     def add(self, obj: Object) -> Object:
         made = copy.deepcopy(obj)
-        made["metadata"] |= {"uid": f"{next(self._uids):08x}-uid", "creationTimestamp": timestamp(self.now)}
+        number = next(self._uids)
+        made["metadata"] |= {"uid": f"{number:08x}-uid", "resourceVersion": str(number)}
+        made["metadata"] |= {"creationTimestamp": timestamp(self.now)}
         self.objects[Ref(made["kind"], made["metadata"]["namespace"], made["metadata"]["name"])] = made
         return made
 
@@ -158,7 +160,8 @@ class World:
 
     def carry_out(self, action: Action) -> int:
         if isinstance(action, Confirm):
-            assert Ref(action.kind.kind, action.namespace, action.name) not in self.objects
+            wanted = action.labels.items()
+            assert not [o for o in self.of_kind(action.kind.kind) if wanted <= o["metadata"]["labels"].items()]
             return 0
         if isinstance(action, Delete):
             obj = self.objects.get(Ref(action.kind.kind, action.namespace, action.name))

@@ -74,7 +74,9 @@ class World:
         return self.of_kind("Service")[0]["spec"]["selector"]["trimtab.dev/revision"][0]
 
     def add(self, kind: str, name: str, **fields: Any) -> Object:
-        metadata = {"name": name, "namespace": "team", "generation": 1, "uid": f"{next(self._uids):08x}-uid"}
+        number = next(self._uids)
+        metadata = {"name": name, "namespace": "team", "generation": 1}
+        metadata |= {"uid": f"{number:08x}-uid", "resourceVersion": str(number)}
         version = "trimtab.dev/v1alpha1" if kind in ("ModelEndpoint", "FineTuneJob") else "v1"
         made = {"apiVersion": version, "kind": kind, "metadata": metadata | fields.pop("metadata", {}), **fields}
         self.objects[Ref(kind, "team", name)] = made
