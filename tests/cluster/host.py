@@ -7,11 +7,11 @@ line or lives in the kubelet's control groups. So a run that was killed is clean
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +22,8 @@ import psutil
 ADDRESS = "10.88.0.1"
 BRIDGE = "trimtab0"
 NODE = "n1"
+_CLAIM = "\0trimtab-cluster"
+"""A socket's abstract name: who has it has the machine, and it ends with its holder."""
 ROOT_VARIABLE = "TRIMTAB_CLUSTER_ROOT"
 
 PROGRAMS = {
@@ -61,7 +63,18 @@ _SETTINGS = (
 """Of the kernel: pods need the first, and a kubelet sets the others."""
 _BEFORE = "before.json"
 """How the machine was, in the folder of the run."""
-_ELSEWHERE = tuple(map(Path, ("/run/containerd", "/run/nri", "/var/lib/cni", "/var/lib/kubelet", "/etc/cni")))
+_ELSEWHERE = tuple(
+    Path(folder)
+    for folder in (
+        "/etc/cni",
+        "/run/containerd",
+        "/run/containers",
+        "/run/nri",
+        "/var/lib/cni",
+        "/var/lib/containers",
+        "/var/lib/kubelet",
+    )
+)
 """Folders of fixed name that are used beside those that the programs are told; removed where they were not before."""
 
 
@@ -97,11 +110,11 @@ def machine() -> Iterator[Path]:
     check()
     root = folder()
     root.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{root}.lock").open("w") as lock:
+    with socket.socket(socket.AF_UNIX) as claim:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise HostError(f"another run of the cluster tier holds {root}: wait for its end") from error
+            claim.bind(_CLAIM)
+        except OSError as error:
+            raise HostError("another run of the cluster tier holds this machine: wait for its end") from error
         sweep(root)
         before = traces(root)
         root.mkdir()
