@@ -44,6 +44,8 @@ class Confirm:
     kind: Kind
     namespace: str
     labels: Mapping[str, str]
+    known: frozenset[str] = frozenset()
+    """Uids that the plan has seen; what the store has learnt since does not count."""
 
 
 Action = Create | Apply | Delete | Confirm

@@ -76,7 +76,7 @@ async def carry_out(action: Action, kube: Kube, store: Store, deliver: Sink) -> 
         case Apply(obj=obj, manager=manager):
             return await _apply(obj, manager, kube, store, deliver)
         case Confirm():
-            await _confirm(action, kube, store, deliver)
+            await _confirm(action, kube, deliver)
             return False
         case Delete(kind=kind, namespace=namespace, name=name, uid=uid, version=version):
             target = target_of(action)
@@ -101,9 +101,9 @@ def desired_hash(obj: Object) -> str:
     return hashlib.sha256(json.dumps(obj, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
-async def _confirm(action: Confirm, kube: Kube, store: Store, deliver: Sink) -> None:
+async def _confirm(action: Confirm, kube: Kube, deliver: Sink) -> None:
     live = await kube.list_objects(action.kind, namespace=action.namespace, labels=action.labels)
-    unknown = [obj for obj in live if (known := store.find(ref_of(obj))) is None or uid_of(known) != uid_of(obj)]
+    unknown = [obj for obj in live if uid_of(obj) not in action.known]
     for obj in unknown:
         deliver(Change.UPSERT, obj)
     if unknown:

@@ -78,6 +78,8 @@ class Observation:
 
     jobs: tuple[JobView, ...] = ()
     pods: tuple[PodView, ...] = ()
+    strangers: frozenset[str] = frozenset()
+    """Uids of Jobs and pods that an earlier job of this name has left."""
     config_maps: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Name of each ConfigMap to the role and attempt that it belongs to."""
     claims: Mapping[str, ClaimView] = field(default_factory=dict)
@@ -165,13 +167,15 @@ def observe(reader: Reader, obj: Object, job: FineTuneJob) -> Observation:
     endpoint = reader.get(MODELENDPOINT, namespace, rollout.endpoint_name) if rollout else None
     source = source_of(job.spec.model.uri)
     other = reader.get(FINETUNEJOB, namespace, source[0]) if source else None
+    jobs = tuple(_job_view(child) for child in reader.owned(JOB, namespace, uid))
+    pods = tuple(pod_view(pod) for pod in reader.labelled(POD, namespace, LABEL_JOB, label_value(name)))
+    own = tuple(pod for pod in pods if _is_ours(pod, name, uid))
+    named = {child["metadata"]["uid"] for child in reader.labelled(JOB, namespace, LABEL_JOB, label_value(name))}
+    of_name = named | {pod.uid for pod in pods}
     return Observation(
-        jobs=tuple(_job_view(child) for child in reader.owned(JOB, namespace, uid)),
-        pods=tuple(
-            view
-            for pod in reader.labelled(POD, namespace, LABEL_JOB, label_value(name))
-            if _is_ours(view := pod_view(pod), name, uid)
-        ),
+        jobs=jobs,
+        pods=own,
+        strangers=frozenset(of_name - {job.uid for job in jobs} - {pod.uid for pod in own}),
         config_maps={
             child["metadata"]["name"]: (role_of(labels), attempt_of(labels))
             for child in reader.owned(CONFIGMAP, namespace, uid)

@@ -214,7 +214,7 @@ def _join(situation: Situation, walked: Walked, role: Role, label: str, objects:
     if role.step.confirm:
         # A watch may be behind, or have lost something: two attempts would run.
         labels = manifests.role_labels(situation.obj, label)
-        actions += [Confirm(kind, namespace, labels) for kind in (JOB, POD)]
+        actions += [Confirm(kind, namespace, labels, situation.seen.strangers) for kind in (JOB, POD)]
     if role.step.create:
         actions += [Apply(obj) if kind_of(obj) == SERVICE else Create(obj) for obj in objects()]
     return replace(walked, roles=(*walked.roles, role), actions=(*walked.actions, *actions))

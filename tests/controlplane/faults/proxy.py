@@ -7,7 +7,7 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ class Proxy:
 
     Attributes:
         written: All writes that reached the API server, in the order of their answers.
+        noted: Awaited after each write, before its answer is passed on.
         failures: How many requests were answered with an error of a rule.
         held: Set once a request is held back; may be waited for in another thread.
         opened: How many requests came in.
@@ -72,6 +73,7 @@ class Proxy:
         self._cut = False
         self.held = threading.Event()
         self.written: list[Written] = []
+        self.noted: Callable[[Written], Awaitable[None]] | None = None
         self.lists: dict[str, bytes] = {}
         self.failures = 0
         self.opened = 0
@@ -184,6 +186,8 @@ class Proxy:
         if re.fullmatch(WRITE, request.method):
             answer = _json(received)
             self.written.append(Written(request.method, request.path, upstream.status, _json(sent), answer))
+            if self.noted:
+                await self.noted(self.written[-1])
         elif upstream.status == 200 and "limit" in request.query and whole:
             self.lists[request.path_qs] = received
         return web.Response(status=upstream.status, headers=_end_to_end(upstream.headers), body=received)

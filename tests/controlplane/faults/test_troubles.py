@@ -14,7 +14,7 @@ from tests.controlplane.faults.lives import world
 from tests.controlplane.faults.troubles import TROUBLES, late, outage, side_by_side, stale, troubled
 from tests.controlplane.operator import grant
 
-EVERY = 4
+EVERY = 10
 """Of the views of a life, so manieth."""
 QUICK = (
     "every second write is a conflict",
@@ -42,6 +42,6 @@ async def test_faults_and_stale_views_leave_no_trace(
             *(partial(stale, made, measure, Crash(measure.writes // 2, True), behind) for behind in (2, 8)),
         ]
         done = await side_by_side(lives)
-        views = await late(made, measure, EVERY)
+        views = await late(made, measure, 0, EVERY)
     counted("lives with faults", len(done))
     counted("restarts on a stale view of an ended life", views)

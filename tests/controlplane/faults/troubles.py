@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from tests.controlplane.faults.crashes import AT_ONCE, NOT_EVENTS, Crash, Undisturbed, compare
 from tests.controlplane.faults.lives import Life, World
-from tests.controlplane.faults.proxy import View
+from tests.controlplane.faults.proxy import View, Written
 from tests.controlplane.faults.rules import (
     ANY,
     READ,
@@ -26,6 +27,7 @@ from tests.controlplane.faults.rules import (
 )
 
 OUTAGE_SECONDS = 8
+T = TypeVar("T")
 
 
 def _unready(kind: str, event: Object) -> bool:
@@ -90,15 +92,14 @@ async def outage(world: World, measure: Undisturbed, number: int) -> str:
 
 async def stale(world: World, measure: Undisturbed, point: Crash, behind: int) -> str:
     """A crash, and a restart whose lists and watches show the cluster as it was some writes before."""
-    views: list[View] = []
     async with world.life(start=False) as life:
-        taken = asyncio.create_task(_take_views(life, views))
+        views = record(life)
         await life.start()
         await life.submit(*life.manifests())
         hang = Hang(carried_out=point.carried_out)
         life.between.add(Rule(hang, WRITE, NOT_EVENTS, skip=point.number - 1, times=1))
         await asyncio.wait_for(hang.reached.wait(), 120)
-        taken.cancel()
+        life.between.noted = None
         await life.die()
         life.between.show(views[max(0, len(views) - 1 - behind)])
         await life.start()
@@ -110,17 +111,16 @@ async def stale(world: World, measure: Undisturbed, point: Crash, behind: int) -
     return f"{point} - {behind}"
 
 
-async def late(world: World, measure: Undisturbed, every: int) -> int:
-    """One life to its end; then a restart on each (or every so manieth) view of it may change nothing."""
-    views: list[View] = []
+async def late(world: World, measure: Undisturbed, first: int, every: int) -> int:
+    """One life to its end; then a restart on every so manieth view of it may change nothing. How many restarts."""
     async with world.life(start=False) as life:
-        taken = asyncio.create_task(_take_views(life, views))
+        views = record(life)
         await life.start()
         await life.submit(*life.manifests())
         await life.until(life.served, "the job completes")
         await life.rest()
-        taken.cancel()
-        for number, view in list(enumerate(views))[::every]:
+        life.between.noted = None
+        for number, view in list(enumerate(views, 1))[first::every]:
             await life.die()
             life.between.show(view)
             await life.start()
@@ -128,30 +128,33 @@ async def late(world: World, measure: Undisturbed, every: int) -> int:
             # How many pods are ready is what the view says; nothing else may follow from it.
             await compare(life, measure, f"a restart on the view after {number} writes", but="ModelEndpoint")
             life.between.show(None)
+            await life.until(life.served, "the endpoints are known to be ready again")
             await life.rest()
             await compare(life, measure, f"after the view after {number} writes")
-    return len(views[::every])
+    return len(views[first::every])
 
 
-async def _take_views(life: Life, views: list[View]) -> None:
-    """What lists answer, after each write of the operator."""
-    count = -1
-    while True:
-        if count != len(life.writes()):
-            count = len(life.writes())
+def record(life: Life) -> list[View]:
+    """Fills with what lists answer right after each write of the operator."""
+    views: list[View] = []
+
+    async def take(written: Written) -> None:
+        if "/events" not in written.path:
             views.append(await life.view())
-        await asyncio.sleep(0.05)
+
+    life.between.noted = take
+    return views
 
 
 async def _count(life: Life, number: int) -> bool:
     return len(life.writes()) >= number
 
 
-async def side_by_side(lives: Iterable[Callable[[], Awaitable[str]]]) -> list[str]:
-    """Lead lives, `AT_ONCE` at a time; their names."""
+async def side_by_side(lives: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Lead lives, `AT_ONCE` at a time; what they return."""
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def one(life: Callable[[], Awaitable[str]]) -> str:
+    async def one(life: Callable[[], Awaitable[T]]) -> T:
         async with places:
             return await life()
 

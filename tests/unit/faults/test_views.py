@@ -101,6 +101,35 @@ def test_a_job_that_no_watch_told_of_runs_on(pods: bool) -> None:
     assert life.attempt == 1
 
 
+@pytest.mark.parametrize("request_number", range(4))
+def test_a_job_that_is_told_of_in_the_middle_runs_on(request_number: int) -> None:
+    """The watch catches up after the plan was made, before or while it is carried out."""
+    life = Life()
+    (running,) = life.jobs
+    life.lag(JOB, POD)
+    life.operator.work(TUNE, Trouble(request_number, "meanwhile", life.operator.hear))
+    life.work()
+    assert life.jobs == [running]
+    assert life.attempt == 1
+
+
+def test_what_an_earlier_job_of_the_name_left_keeps_nothing_back() -> None:
+    """Its owner was deleted, and it was not."""
+    life = Life()
+    (left,) = life.jobs
+    job = life.cluster.objects[TUNE]
+    life.cluster.orphan(job)
+    life.add(job["apiVersion"], job["kind"], TUNE.name, job["spec"])
+    life.go_on()
+    life.cluster.remove(next(each for each in life.jobs if each != left))
+    for pod in life.cluster.running():
+        if "deletionTimestamp" in pod["metadata"]:
+            life.cluster.end(pod, 75)
+    life.go_on()
+    assert life.attempt == 2
+    assert len(life.jobs) == 2
+
+
 def test_an_attempt_waits_for_pods_that_no_watch_told_of() -> None:
     """Someone deletes the Job; its pod saves a checkpoint, and the watch of pods has said nothing yet."""
     life = Life()
