@@ -30,23 +30,35 @@ class Edit:
 _APPLY, _RECONCILE = "trimtab_operator.core.apply", "trimtab_operator.core.reconcile"
 
 MUTATIONS: dict[str, tuple[Edit, ...]] = {
-    "a deletion has no uid": (
-        Edit(_APPLY, "await kube.delete(kind, namespace, name, uid=uid)", "await kube.delete(kind, namespace, name)"),
+    "uid check removed: a deletion is by name alone": (
+        # A version belongs to one uid: without the uid alone nothing would change.
+        Edit(
+            _APPLY,
+            "await kube.delete(kind, namespace, name, uid=uid, version=version)",
+            "await kube.delete(kind, namespace, name)",
+        ),
     ),
-    "anybody's object is adopted": (
+    "uid check removed: anybody's object is adopted": (
         Edit(_APPLY, 'found["uid"] != wanted["uid"]', "False"),
         Edit(_APPLY, "wanted is not None and (found is None or", "wanted is not None and (False or"),
         Edit(_APPLY, 'metadata["uid"] = uid_of(live)', "pass"),
     ),
-    "the Job is created before its attempt is recorded": (
+    "Job created before its attempt number is written": (
         Edit(
             "trimtab_operator.finetunejob.attempts",
-            "return Step(State.STARTING, reserved, gone=",
-            "return Step(State.STARTING, reserved, create=True, gone=",
+            "return Step(State.STARTING, replace(record, attempt=highest + 1, job_uid=None), confirm=highest > 0)",
+            "return Step(State.STARTING, replace(record, attempt=highest + 1, job_uid=None), create=True)",
         ),
     ),
-    "the status is written over any version": (
+    "resourceVersion precondition dropped: the status is written over any version": (
         Edit(_RECONCILE, '("name", "namespace", "resourceVersion")', '("name", "namespace")'),
+    ),
+    "resourceVersion precondition dropped: a deletion heeds the uid only": (
+        Edit(
+            _APPLY,
+            "await kube.delete(kind, namespace, name, uid=uid, version=version)",
+            "await kube.delete(kind, namespace, name, uid=uid)",
+        ),
     ),
 }
 

@@ -78,7 +78,7 @@ async def test_every_field_does_something(made: World, namespace: str, counted: 
 
 def test_state_machine_and_exploration_find_nothing(counted: Callable[[str, int], None]) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/unit/faults"],
+        [sys.executable, "-m", "pytest", "-q", "-n", "2", "tests/unit/faults"],
         cwd=ROOT,
         env={**os.environ, "TRIMTAB_MACHINE": MACHINE, "TRIMTAB_STATES": str(STATES)},
         capture_output=True,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.unit.faults.history import attempt_of, record_of
 from tests.unit.finetunejob.world import Crash, World, spec, stage
 
 STATES = int(os.environ.get("TRIMTAB_STATES", "150"))
@@ -93,6 +94,10 @@ def check(world: World, what: str) -> None:
         assert len(world.jobs(role)) == 1, what
         owners = {pod["metadata"]["ownerReferences"][0]["uid"] for pod in world.pods(role)}
         assert owners <= {world.jobs(role)[0]["metadata"]["uid"]}, f"{what}: two attempts live at once"
+    for job, owner in zip(world.created, world.owner_at_creation, strict=True):
+        recorded = record_of(owner.get("status", {}), job["metadata"]["labels"].get("trimtab.dev/stage", ""))
+        assert recorded.get("attempt") == attempt_of(job), f"{what}: a Job whose number is not recorded"
+        assert "jobUID" not in recorded, f"{what}: a number that is used up"
     numbers: dict[tuple[str, str], str] = {}
     for status in world.status_writes:
         for record in (*status.get("stages", []), {"name": "", **status.get("prepare", {})}):
