@@ -11,7 +11,7 @@ from tests.controlplane.jobs import condition, until
 
 from trimtab_trainer.progress.metrics_log import read_rows
 
-STEPS = 3000
+STEPS = 2000
 EVERY = 50
 """Steps between two checkpoints."""
 LARGER = {
@@ -75,7 +75,7 @@ def test_training_outlives_what_breaks_under_it(cluster: Cluster, team: Path) ->
         cluster.install()
     before = len(cluster.plane.audit())
     claim, job = read("job.yaml")
-    job["spec"]["stages"][0]["train"] |= {"epochs": STEPS, "maxSteps": STEPS, "globalBatchSize": 16}
+    job["spec"]["stages"][0]["train"] |= {"maxSteps": STEPS, "globalBatchSize": 16}
     job["spec"]["model"]["config"] |= LARGER
     job["spec"]["defaults"]["checkpoint"]["everySteps"] = EVERY
     cluster.apply(claim, job)
@@ -105,7 +105,7 @@ def test_training_outlives_what_breaks_under_it(cluster: Cluster, team: Path) ->
         (uid,) = [pod["metadata"]["uid"] for pod in pods if leader.startswith(pod["metadata"]["name"])]
         assert node.kill_processes(uid, "trimtab_operator")
         until(lambda: holder(cluster) not in ("", leader), "somebody leads again")
-    assert training.rows()[-1]["step"] < STEPS, "the training ended before the faults did: raise STEPS"
+    assert training.rows()[-1]["step"] < STEPS, "the training ended before the faults did: make the model LARGER"
     with clock.phase("faults: until Complete"):
         cluster.kubectl("wait", "--for=condition=Complete", "ftj/sums", f"--namespace={TEAM}", "--timeout=900s")
 
