@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -191,11 +190,11 @@ def pod_groups() -> list[Path]:
     return [path for path in (_GROUPS / "kubepods", *_GROUPS.glob("*/kubepods")) if path.is_dir()]
 
 
-def pod_processes() -> list[int]:
-    """Process ids of everything in a pod."""
+def pod_processes(uid: str = "") -> list[int]:
+    """Process ids of everything in the pod, its sandbox included; without a uid in any pod."""
     found: set[int] = set()
     for group in pod_groups():
-        for file in group.rglob("cgroup.procs"):
+        for file in group.rglob(f"*pod{uid}*/**/cgroup.procs"):
             with contextlib.suppress(OSError):
                 found |= {int(pid) for pid in file.read_text().split()}
     return sorted(found)
@@ -210,17 +209,31 @@ def _mount_points() -> list[str]:
     return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
-def _end(pids: Iterable[int]) -> None:
+def kill(pids: Iterable[int]) -> list[psutil.Process]:
+    """SIGKILL to those that are still there; a container's processes go with its first one."""
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
-            found.append(psutil.Process(pid))
-            os.kill(pid, signal.SIGKILL)
+            process = psutil.Process(pid)
+            process.kill()
+            found.append(process)
+    return found
+
+
+def _end(pids: Iterable[int]) -> None:
+    found = kill(pids)
     deadline = time.monotonic() + 30
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in found if psutil.pid_exists(p.pid)):
+    while any(_runs(process) for process in found):
         if time.monotonic() > deadline:
             raise HostError(f"processes {[p.pid for p in found]} do not end on SIGKILL; see their state with ps")
         time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def command_line(pid: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -114,14 +113,9 @@ class Node:
 
     def kill_processes(self, pod_uid: str, pattern: str) -> list[int]:
         """`kill -9` of the pod's processes with `pattern` in their command line, as the machine sees them."""
-        pids = [pid for pid in self.processes(pod_uid) if pattern in host.command_line(pid)]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        pids = [pid for pid in host.pod_processes(pod_uid) if pattern in host.command_line(pid)]
+        host.kill(pids)
         return pids
-
-    def processes(self, pod_uid: str) -> list[int]:
-        """Process ids of a pod, its sandbox included."""
-        return [pid for pid in host.pod_processes() if f"pod{pod_uid}" in Path(f"/proc/{pid}/cgroup").read_text()]
 
     def kill_sandbox(self, pod_uid: str) -> list[int]:
         """`kill -9` of all that the pod is: its shim, its sandbox, its containers."""
@@ -131,8 +125,8 @@ class Node:
             for pid in host.processes(self.root)
             if "containerd-shim" in host.command_line(pid) and sandbox in host.command_line(pid)
         ]
-        for pid in (pids := [*shims, *self.processes(pod_uid)]):
-            os.kill(pid, signal.SIGKILL)
+        pids = [*shims, *host.pod_processes(pod_uid)]
+        host.kill(pids)
         return pids
 
     def _sandbox(self, pod_uid: str) -> str:
