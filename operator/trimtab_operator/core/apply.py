@@ -131,11 +131,14 @@ async def _create(obj: Object, manager: str, kube: Kube, store: Store, deliver: 
 async def _apply(obj: Object, manager: str, kube: Kube, store: Store, deliver: Sink) -> bool:
     digest = desired_hash(obj)
     # What is not ours carries no label of ours, so the store need not know it.
-    live = store.find(ref_of(obj)) or await _live(obj, kube)
+    known = store.find(ref_of(obj))
+    live = known or await _live(obj, kube)
     metadata = {**obj["metadata"], "annotations": {**obj["metadata"].get("annotations", {}), ANNOTATION_HASH: digest}}
     if live is not None:
         _check_ours(live, obj)
         if contains(live, {**obj, "metadata": metadata}):
+            if known is None:
+                deliver(Change.UPSERT, live)
             return False
         metadata["uid"] = uid_of(live)  # never make a new one where the plan saw this one
     written = await kube.apply({**obj, "metadata": metadata}, manager=manager)

@@ -48,6 +48,8 @@ def roll_out(obj: Object, job: FineTuneJob, artifact: ArtifactStatus, endpoint: 
         return replace(under_way(name), actions=(Apply(changed, MANAGER_ROLLOUT),))
     if job.status.endpoint is None:
         return replace(under_way(name), endpoint=EndpointStatus(name=name))
+    if served and endpoint.status.url is None:  # its Service is not known yet, and what has ended is not written again
+        return under_way(name)
     if served:
         status = EndpointStatus(name=name, url=endpoint.status.url)
         return RolloutStep(reasons.IS_ROLLED_OUT, f"{name} serves {artifact.digest}", status, done=True)

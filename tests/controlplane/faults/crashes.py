@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +86,14 @@ async def compare(life: Life, measure: Undisturbed, what: str, but: str = "nothi
     for name, expected in measure.remains.items():
         if name.startswith(but):
             continue
-        assert remains[name] == expected, f"{what}: {name} is another\n{life.story()}"
+        differing = "\n".join(
+            difflib.unified_diff(_lines(expected), _lines(remains[name]), "undisturbed", "found", n=2)
+        )
+        assert not differing, f"{what}: {name} is another\n{differing}\n{life.story()}"
+
+
+def _lines(obj: Any) -> list[str]:
+    return json.dumps(obj, indent=1, sort_keys=True).splitlines()
 
 
 async def sweep(world: World, measure: Undisturbed, points: Iterable[Crash]) -> list[tuple[Crash, str]]:

@@ -99,6 +99,8 @@ class Cluster:
         made["metadata"] = {key: value for key, value in made["metadata"].items() if key != "resourceVersion"}
         made["metadata"] |= {"uid": f"{next(self._uids):08x}-uid", "creationTimestamp": timestamp(self.now)}
         made["metadata"] |= {"generation": 1, "namespace": NAMESPACE}
+        if made["kind"] == "Service":
+            made["spec"].setdefault("clusterIP", "10.0.0.8")
         return self._write(made)
 
     def replace(self, obj: Object) -> Object:

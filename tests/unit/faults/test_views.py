@@ -12,7 +12,7 @@ from tests.unit.faults.history import History
 from tests.unit.faults.operator import Operator, Trouble
 from tests.unit.finetunejob.world import DIGEST, spec, stage
 
-from trimtab_operator.core.kube import JOB, POD, Kind, Object, Ref, ref_of
+from trimtab_operator.core.kube import JOB, POD, SERVICE, Kind, Object, Ref, ref_of
 from trimtab_operator.core.settings import Settings
 
 TUNE = Ref("FineTuneJob", NAMESPACE, "tune")
@@ -169,3 +169,23 @@ def test_an_attempt_that_is_created_anew_waits_for_its_former_pods() -> None:
     life.go_on()
     assert life.attempt == 2
     assert len(life.jobs) == 1
+
+
+def test_what_is_found_as_it_should_be_is_known_from_then_on() -> None:
+    """An endpoint's Service that no watch told of: its address belongs in the status."""
+    life = Life()
+    life.add(
+        "trimtab.dev/v1alpha1",
+        "ModelEndpoint",
+        "chat",
+        {"servedModelName": "chat", "model": {"uri": "pvc://models/x", "digest": DIGEST}, "replicas": 1},
+    )
+    chat = Ref("ModelEndpoint", NAMESPACE, "chat")
+    life.operator.hear()
+    for _ in range(3):
+        life.operator.work(chat)
+    (service,) = life.cluster.of_kind("Service")
+    life.lag(SERVICE)
+    assert life.operator.store.find(ref_of(service)) is None
+    life.operator.work(chat)
+    assert life.operator.store.find(ref_of(service)) is not None

@@ -119,6 +119,10 @@ def test_rollout_creates_the_endpoint_and_waits_until_it_serves() -> None:
     world.settle()
     assert world.status["phase"] == "Running", "ready with another model is not ready"
     serves(endpoint, artifact["digest"])
+    del endpoint["status"]["url"]
+    world.settle()
+    assert world.status["phase"] == "Running", "its address is not known yet, and would never be written"
+    endpoint["status"]["url"] = "http://chat/v1"
     world.settle()
     assert world.status["phase"] == "Succeeded"
     assert world.status["endpoint"] == {"name": "chat", "url": "http://chat/v1"}
@@ -166,7 +170,7 @@ def test_result_that_was_served_and_then_replaced_counts_as_rolled_out() -> None
     world.settle()
     endpoint["spec"]["model"] = {"uri": "pvc://models/newer", "digest": DIGEST}
     uid = world.owner["metadata"]["uid"]
-    endpoint["status"] = {"history": [{"digest": DIGEST, "jobUID": uid}]}
+    endpoint["status"] = {"url": "http://chat/v1", "history": [{"digest": DIGEST, "jobUID": uid}]}
     world.settle()
     assert world.status["phase"] == "Succeeded"
 
