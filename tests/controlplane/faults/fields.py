@@ -15,8 +15,9 @@ MISSING = object()
 _TEXTS = (
     *("case", "pvc://models/case", "job://case/case", "hf://org/case", "1", "1Gi", "CASE", "case:1"),
     *("0" * 40, "sha256:" + "0" * 64, "sha256:" + "1" * 64, "example.com/case"),
+    *("server", "trainer"),
 )
-"""One of them fits any pattern."""
+"""One of them fits any pattern; the last two are service accounts that the chart's allow-list has here."""
 _MAP_KEYS = ("cpu", "example.com/case", "case")
 
 
