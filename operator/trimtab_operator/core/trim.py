@@ -1,4 +1,4 @@
-"""What the store keeps of an object: nothing that no plan reads, and each repeated text once.
+"""What the store keeps of an object: nothing that no plan reads, and equal parts once.
 
 What is compared with what is desired (`core.contains`) stays whole; what is created once and only looked at is cut
 down to what is read of it. A reader of another field adds it here: the tests of every plan fail until then.
@@ -6,15 +6,14 @@ down to what is read of it. A reader of another field adds it here: the tests of
 
 from __future__ import annotations
 
-from sys import intern
 from typing import Any
 
 from trimtab_operator.core.kube import CONFIGMAP, JOB, POD, Object
+from trimtab_operator.core.sharing import Parts
 
 _DROPPED = "managedFields"
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_LONGEST_SHARED = 64
-"""Characters; longer texts are messages and scripts, which are rarely the same."""
+_PARTS = Parts()
 
 Kept = dict[str, Any]
 """Field to what is kept of it: `...` for all; a list's items are cut one by one."""
@@ -73,12 +72,14 @@ def kept_of(obj: Object) -> Kept | None:
 
 
 def trim(obj: Object) -> Object:
-    """The object as the store keeps it; a copy."""
+    """The object as the store keeps it: a copy, of which other objects have parts, so that nobody may change it."""
     kept = kept_of(obj)
-    cut: Object = _shared(obj if kept is None else _cut(obj, kept))
-    cut["metadata"].pop(_DROPPED, None)
-    cut["metadata"].get("annotations", {}).pop(_LAST_APPLIED, None)
-    return cut
+    cut: Object = obj if kept is None else _cut(obj, kept)
+    metadata = {key: value for key, value in cut["metadata"].items() if key != _DROPPED}
+    if _LAST_APPLIED in (metadata.get("annotations") or {}):
+        metadata["annotations"] = {key: text for key, text in metadata["annotations"].items() if key != _LAST_APPLIED}
+    shared: Object = _PARTS.share({**cut, "metadata": metadata})
+    return shared
 
 
 def _cut(value: Any, kept: Any) -> Any:
@@ -87,12 +88,3 @@ def _cut(value: Any, kept: Any) -> Any:
     if isinstance(value, list):
         return [_cut(item, kept) for item in value]
     return {key: _cut(value[key], inner) for key, inner in kept.items() if key in value}
-
-
-def _shared(value: Any) -> Any:
-    """A copy in which equal short texts, field names above all, are one object."""
-    if isinstance(value, str):
-        return intern(value) if len(value) <= _LONGEST_SHARED else value
-    if isinstance(value, dict):
-        return {intern(key): _shared(inner) for key, inner in value.items()}
-    return [_shared(item) for item in value] if isinstance(value, list) else value
