@@ -168,11 +168,19 @@ async def _burst(control_plane: ControlPlane, user: ApiServer, log: AuditLog, sa
     await sampler.until(lambda: sampler.succeeded >= run.jobs, "all jobs are complete", patience)
     run.complete_seconds = run.children_seconds + max(write.answered for write in log.by(OPERATOR, STATUS)) - released
     run.cpu_busy_seconds = sampler.process.cpu_seconds()
-    await asyncio.sleep(QUIET_SECONDS)
+    await _quiet(log)
     ours = [write for write in log.read() if write.user == OPERATOR]
     counts = Counter(write.resource for write in ours)
     run.writes_per_job = {resource: count / run.jobs for resource, count in sorted(counts.items())}
     run.status_writes_most = max(Counter(write.name for write in ours if write.resource == STATUS).values())
+
+
+async def _quiet(log: AuditLog) -> None:
+    """Wait until the operator has written nothing for a while: its last Events come after the last status."""
+    before = -1
+    while (written := _writes(log)) > before:
+        before = written
+        await asyncio.sleep(QUIET_SECONDS)
 
 
 def _last_second_status(log: AuditLog) -> float:

@@ -19,7 +19,8 @@ from trimtab_operator.core.names import MANAGER
 MAX_NOTE = 1024
 MAX_NAME = 253
 _REMEMBERED = 20_000
-_WAITING = 10_000
+_WAITING = 20_000
+"""Two or three of each job, when thousands start together."""
 _WRITERS = 4
 """One alone would not keep up with thousands of jobs that start together."""
 
@@ -38,7 +39,9 @@ class EventRecorder:
 
     def emit(self, owner: Object, notes: tuple[EventNote, ...]) -> None:
         """Have these written, save what was said of the same object in the same words before."""
-        regarding = {key: owner[key] for key in ("apiVersion", "kind", "metadata")}
+        # Not the owner itself: while thousands wait, each would keep a version of it in memory.
+        named = {key: owner["metadata"][key] for key in ("name", "namespace", "uid")}
+        regarding = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "metadata": named}
         for note in notes:
             key = (owner["metadata"]["uid"], note.reason, note.message)
             if key in self._seen:

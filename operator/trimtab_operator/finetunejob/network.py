@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from ipaddress import ip_network
 
 from trimtab_operator.core import podtemplate
@@ -62,6 +63,7 @@ def _port(number: int, protocol: str) -> Object:
     return {"port": number, "protocol": protocol}
 
 
+@cache
 def _block(cidr: str) -> Object:
     network = ip_network(cidr)
     wider = [each for each in _LINK_LOCAL if each.network_address in network and each.prefixlen > network.prefixlen]
