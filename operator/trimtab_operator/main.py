@@ -245,7 +245,7 @@ class NoMemories(ResourceMemories):
 
 
 class _NoHistory(kopf.DiffBaseStorage):
-    """Nobody asks kopf what has changed: it need not copy each object to find out."""
+    """Nobody asks kopf what has changed: it need not copy each object to find out, nor remember any."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -254,7 +254,7 @@ class _NoHistory(kopf.DiffBaseStorage):
         return None
 
     def store(self, **_: Any) -> None:
-        raise NotImplementedError("no handler of ours has anything handled to remember")
+        return
 
 
 def _watch(kind: Kind, feed: KopfFeed, registry: kopf.OperatorRegistry) -> None:

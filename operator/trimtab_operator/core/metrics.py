@@ -31,19 +31,10 @@ class Metrics:
             ["kind", "outcome", "reason"],
             registry=self.registry,
         )
-        self.seconds = Histogram(
-            PREFIX + "reconcile_seconds",
-            "Duration of a reconciliation.",
-            ["kind", "outcome"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self.wake_up = Histogram(
-            PREFIX + "wake_up_seconds",
+        self.seconds = self._histogram("reconcile_seconds", "Duration of a reconciliation.")
+        self.wake_up = self._histogram(
+            "wake_up_seconds",
             "From the first change that concerns an owner to the end of its reconciliation: queue and writes included.",
-            ["kind", "outcome"],
-            buckets=_BUCKETS,
-            registry=self.registry,
         )
         self.requests = Counter(
             PREFIX + "api_requests_total",
@@ -88,6 +79,9 @@ class Metrics:
     def observe_request(self, verb: str, code: int) -> None:
         """Count one request to the API server."""
         self.requests.labels(verb, str(code)).inc()
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(PREFIX + name, text, ["kind", "outcome"], buckets=_BUCKETS, registry=self.registry)
 
 
 class _LeaderCollector(Collector):

@@ -36,6 +36,7 @@ def steps(world: World) -> Iterator[Step]:
     yield "plan", _plan
     for writes in range(3):
         yield f"crash after {writes} writes", lambda w, n=writes: _crash(w, n)  # type: ignore[misc]
+    yield "a write is refused", lambda w: w.refuse()
     yield "time", lambda w: w.sleep(400)
     yield "suspend or resume", lambda w: w.edit(suspend=not w.owner["spec"]["suspend"])
     for index, pod in enumerate(world.pods()):

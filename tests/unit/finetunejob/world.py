@@ -11,6 +11,7 @@ from typing import Any
 from tests.unit.core.guarded import guarded
 
 from trimtab_operator.core.actions import Action, Apply, Confirm, Create, Delete, Plan
+from trimtab_operator.core.apply import target_of
 from trimtab_operator.core.conditions import timestamp
 from trimtab_operator.core.kube import Kind, Object, Ref
 from trimtab_operator.core.refusals import Refusal
@@ -145,11 +146,25 @@ class World:
         if plan.status is not None and plan.status != self.status:
             if written == crash_after:
                 raise Crash
-            self.owner["status"] = json.loads(json.dumps(plan.status))
-            self.status_writes.append(self.owner["status"])
-            self.spent += [(each.outcome, each.accelerator_seconds) for each in plan.spent]
+            self._write_status(plan)
             written += 1
         return written > 0
+
+    def refuse(self) -> None:
+        """One plan whose first write the API server refuses, as where a quota is used up: the status tells of it."""
+        plan = self.plan()
+        if not plan.actions:
+            return
+        self.refused = Refusal(target_of(plan.actions[0]), "Forbidden", "exceeded quota: pods")
+        self._write_status(self.plan())
+        self.refused = None
+
+    def _write_status(self, plan: Plan) -> None:
+        if plan.status is None or plan.status == self.status:
+            return
+        self.owner["status"] = json.loads(json.dumps(plan.status))
+        self.status_writes.append(self.owner["status"])
+        self.spent += [(each.outcome, each.accelerator_seconds) for each in plan.spent]
 
     def settle(self, most: int = 50) -> None:
         """Reconcile until nothing changes."""
