@@ -86,6 +86,11 @@ class RefusedEdit:
 
 _TEXT = {"data": [{"uri": "pvc://models/text.jsonl"}]}
 
+
+def _dpo(**fields: Any) -> Manifest:
+    return {"name": "prefer", "from": "a", "dpo": {**_TEXT, **fields}}
+
+
 REFUSED = (
     Refused("unknown field", _stage(1, learnRate=1), ("spec.stages[1].learnRate",), strict=True),
     Refused(
@@ -97,6 +102,17 @@ REFUSED = (
     Refused("no stage type", job(stages=[{"name": "empty"}]), ("spec.stages[0]", "set exactly one stage type")),
     Refused("cycle in from", _stage(0, **{"from": "chat"}), ("spec", "from must name an earlier stage")),
     Refused("from itself", _stage(1, **{"from": "chat"}), ("spec", "from must name an earlier stage")),
+    Refused(
+        "preferences for a model from nothing",
+        _edited(lambda m: m["spec"].update(stages=[{"name": "prefer", "dpo": _TEXT}])),
+        ("spec", "a dpo stage starts from a model"),
+    ),
+    Refused(
+        "label smoothing of IPO",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _dpo(loss="ipo", labelSmoothing=0.1)]),
+        ("spec.stages[1].dpo", "labelSmoothing belongs to the sigmoid loss"),
+    ),
+    Refused("beta 0", job(stages=[{"name": "a", "pretrain": _TEXT}, _dpo(beta=0)]), ("spec.stages[1].dpo.beta",)),
     Refused("from nowhere", _stage(1, **{"from": "nowhere"}), ("spec", "from must name a stage of this job")),
     Refused(
         "rollout from nowhere",

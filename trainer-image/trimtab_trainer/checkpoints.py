@@ -15,7 +15,7 @@ from typing import Literal
 from trimtab_trainer import manifest
 from trimtab_trainer.config import CheckpointReport, Digest, TrainConfig
 from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing
-from trimtab_trainer.settings import Contract, Precision, Recipe, ZeroStage
+from trimtab_trainer.settings import Contract, Precision, Preference, Recipe, ZeroStage
 from trimtab_trainer.supervisor.fence import Fence
 
 _log = logging.getLogger(__name__)
@@ -27,10 +27,12 @@ STATE_FILE = "trainer.json"
 class Identity(Contract):
     """What must be equal for a checkpoint to be resumed from."""
 
-    type: Literal["pretrain", "sft"]
+    type: Literal["pretrain", "sft", "dpo"]
     prepared: Digest
     model: Digest | None
+    reference: Digest | None = None
     recipe: Recipe
+    preference: Preference | None = None
     precision: Precision
     zero_stage: ZeroStage
 
@@ -56,6 +58,8 @@ def identity(config: TrainConfig) -> Identity:
         type=config.type.value,
         prepared=config.prepared.digest,
         model=config.model.digest if config.model else None,
+        reference=config.reference.digest if config.reference else None,
+        preference=config.preference,
         recipe=config.recipe,
         precision=config.precision,
         zero_stage=config.zero_stage,

@@ -26,6 +26,7 @@ from trimtab_trainer.settings import (
     OnTooLong,
     Packing,
     Precision,
+    Preference,
     Recipe,
     TokenizerTraining,
     ValidationEverySteps,
@@ -69,6 +70,7 @@ class StageType(StrEnum):
 
     PRETRAIN = "pretrain"
     SFT = "sft"
+    DPO = "dpo"
 
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -173,7 +175,11 @@ class TrainConfig(Contract):
     """`tokenizer/` (template included), token store and row plans of this stage."""
     model: Artifact | None = None
     """Starting weights; absent: random weights from the prepared folder's `model_config.json`."""
+    reference: Artifact | None = None
+    """What `dpo` holds the model to: the stage's starting weights."""
     recipe: Recipe = Recipe()
+    preference: Preference | None = None
+    """Of `dpo`; absent in other stages."""
     checkpoint: Checkpoint = Checkpoint()
     validation_every_steps: ValidationEverySteps | None = None
     precision: Precision = Precision.BF16

@@ -57,6 +57,13 @@ class OnTooLong(StrEnum):
     DROP = "drop"
 
 
+class PreferenceLoss(StrEnum):
+    """How a pair is learnt from: DPO's sigmoid of the margin, or IPO's square of its distance from a target."""
+
+    SIGMOID = "sigmoid"
+    IPO = "ipo"
+
+
 class Optimizer(StrEnum):
     """The optimiser; `sgd` is plain gradient descent, useful to check exactness."""
 
@@ -129,6 +136,17 @@ Cap = Annotated[
         description="Count at most so many records of this data set (examples-proportional mixing).",
     ),
 ]
+PreferenceBeta = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=100,
+        description="How closely the model is held to the reference: beta of DPO, tau of IPO. Smaller moves further.",
+    ),
+]
+LabelSmoothing = Annotated[
+    float, Field(ge=0, lt=0.5, description="Chance that a pair's label is wrong (conservative DPO); 0 trusts them all.")
+]
 MaxDropped = Annotated[int, Field(ge=0, le=1_000_000_000, description="More dropped records than this fail the stage.")]
 VocabularySize = Annotated[
     int, Field(ge=264, le=1_000_000, description="Entries of the trained vocabulary, special tokens included.")
@@ -154,6 +172,14 @@ class Recipe(Contract):
     clip_norm: ClipNorm = 1.0
     seed: Seed = 42
     gradient_checkpointing: GradientCheckpointing = False
+
+
+class Preference(Contract):
+    """How a `dpo` stage learns from pairs."""
+
+    loss: PreferenceLoss = PreferenceLoss.SIGMOID
+    beta: PreferenceBeta = 0.1
+    label_smoothing: LabelSmoothing = 0.0
 
 
 class Checkpoint(Contract):

@@ -55,6 +55,10 @@ _ROLLOUT_KNOWN = (
     "!has(self.rollout) || self.stages.exists(s, s.name == self.rollout.from)",
     "rollout.from must name a stage of this job",
 )
+_DPO_STARTS = (
+    "self.stages.all(s, !has(s.dpo) || has(s.from) || has(self.model.uri))",
+    "a dpo stage starts from a model, which is its reference too; give from, or model.uri",
+)
 _SAME_STAGES = (
     "self.stages.map(s, s.name) == oldSelf.stages.map(s, s.name)",
     "the stages of a job are fixed; create a new job for a new experiment",
@@ -138,6 +142,7 @@ class FineTuneJobSpec(ApiModel):
             _FROM_KNOWN,
             _FROM_EARLIER,
             _ROLLOUT_KNOWN,
+            _DPO_STARTS,
             _SAME_STAGES,
             _SHAPE_WHILE_SUSPENDED,
             *_fixed_defaults(),

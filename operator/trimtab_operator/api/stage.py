@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trimtab_operator.api.base import ApiModel, StageName
+from trimtab_operator.api.base import ApiModel, StageName, rules
 from trimtab_operator.api.data import DataSources, Validation
 from trimtab_operator.api.pod import PodShape
 from trimtab_trainer.settings import (
@@ -18,6 +18,7 @@ from trimtab_trainer.settings import (
     GlobalBatchSize,
     GradientCheckpointing,
     Keep,
+    LabelSmoothing,
     LearningRate,
     Loss,
     MaxDropped,
@@ -30,6 +31,8 @@ from trimtab_trainer.settings import (
     Optimizer,
     Packing,
     Precision,
+    PreferenceBeta,
+    PreferenceLoss,
     Schedule,
     Seed,
     WarmupRatio,
@@ -37,7 +40,7 @@ from trimtab_trainer.settings import (
     ZeroStage,
 )
 
-STAGE_TYPES = ("pretrain", "sft")
+STAGE_TYPES = ("pretrain", "sft", "dpo")
 
 
 class Train(ApiModel):
@@ -126,10 +129,40 @@ class Sft(ApiModel):
     )
 
 
+class Dpo(ApiModel):
+    """Direct preference optimisation on pairs of answers; the reference is the stage's starting weights."""
+
+    model_config = ApiModel.model_config | {
+        "json_schema_extra": rules(
+            (
+                "!has(self.labelSmoothing) || self.labelSmoothing == 0.0 || !has(self.loss) || self.loss != 'ipo'",
+                "labelSmoothing belongs to the sigmoid loss; remove it, or use loss: sigmoid",
+            )
+        )
+    }
+
+    data: DataSources = Field(description="Preferences: prompt, chosen and rejected, as text or messages; hh-rlhf.")
+    validation: Validation | None = Field(default=None, description="Held-out pairs.")
+    loss: PreferenceLoss | None = Field(
+        default=None, description="sigmoid (DPO, default) or ipo (IPO, with sums of log-probabilities)."
+    )
+    beta: PreferenceBeta | None = None
+    label_smoothing: LabelSmoothing | None = None
+    max_length: MaxLength | None = None
+    packing: Packing | None = None
+    on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
+    max_dropped: MaxDropped | None = None
+    on_too_long: OnTooLong | None = Field(
+        default=None, description="fail (default), truncate or drop a pair with a text of more than maxLength tokens."
+    )
+
+
+Task = Pretrain | Sft | Dpo
+
 STAGE_RULES = (
     (
         f"[{', '.join(f'has(self.{kind})' for kind in STAGE_TYPES)}].exists_one(x, x)",
-        f"set exactly one stage type: {' or '.join(STAGE_TYPES)}",
+        f"set exactly one stage type: {', '.join(STAGE_TYPES[:-1])} or {STAGE_TYPES[-1]}",
     ),
 )
 
@@ -143,3 +176,9 @@ class Stage(StageDefaults):
     )
     pretrain: Pretrain | None = Field(default=None, description="Next-token loss on running text.")
     sft: Sft | None = Field(default=None, description="Supervised fine-tuning on conversations.")
+    dpo: Dpo | None = Field(default=None, description="Direct preference optimisation on pairs of answers.")
+
+    @property
+    def task(self) -> Task | None:
+        """What the stage does; None where no stage type is set."""
+        return self.pretrain or self.sft or self.dpo

@@ -147,7 +147,7 @@ def secrets_of(job: FineTuneJob) -> set[str]:
     """Secrets that prepare needs."""
     refs = [job.spec.model.secret_ref]
     for stage in job.spec.stages:
-        task = stage.pretrain or stage.sft
+        task = stage.task
         if task is not None:
             held_out = (task.validation and task.validation.data) or []
             refs += [source.secret_ref for source in (*task.data, *held_out)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from trimtab_operator.api.finetunejob import FineTuneJob, Rollout
 from trimtab_operator.api.pod import PodShape
+from trimtab_operator.api.stage import Dpo
 from trimtab_operator.api.status import ArtifactStatus, Images, StageStatus
 from trimtab_operator.core import podtemplate
 from trimtab_operator.core.kube import CONFIGMAP, JOB, MODELENDPOINT, SERVICE, Kind, Object
@@ -40,7 +41,7 @@ from trimtab_trainer.config import (
     TrainConfig,
     dump,
 )
-from trimtab_trainer.settings import Contract
+from trimtab_trainer.settings import Contract, Preference
 
 RENDEZVOUS_PORT = 29500
 CONFIG_FILE = "stage.json"
@@ -131,6 +132,7 @@ def train_config(
     root = job.spec.artifacts.uri
     digest = status.prepared.digest
     validation = stage.task.validation
+    start = Artifact(uri=model.uri, digest=model.digest) if model else None
     return TrainConfig(
         job=_identity(obj),
         stage=stage.name,
@@ -138,8 +140,10 @@ def train_config(
         attempt=status.attempt,
         folder=stage_folder(obj, job, stage.name),
         prepared=Artifact(uri=f"{root}/prepared/{digest.removeprefix('sha256:')}", digest=digest),
-        model=Artifact(uri=model.uri, digest=model.digest) if model else None,
+        model=start,
+        reference=start if isinstance(stage.task, Dpo) else None,
         recipe=stage.recipe,
+        preference=_preference(stage.task) if isinstance(stage.task, Dpo) else None,
         checkpoint=stage.checkpoint,
         validation_every_steps=validation.every_steps if validation else None,
         precision=stage.precision,
@@ -151,6 +155,10 @@ def train_config(
         progress_port=PROGRESS_PORT,
         images={"trainer": image},
     )
+
+
+def _preference(task: Dpo) -> Preference:
+    return Preference(**task.model_dump(exclude_none=True, include=set(Preference.model_fields)))
 
 
 def stage_folder(obj: Object, job: FineTuneJob, stage: str) -> str:

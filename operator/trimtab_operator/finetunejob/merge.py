@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab_operator.api.finetunejob import FineTuneJobSpec
-from trimtab_operator.api.stage import Pretrain, Sft, Stage
+from trimtab_operator.api.stage import Stage, Task
 from trimtab_operator.core.quantity import number
 from trimtab_trainer.config import StageType
 from trimtab_trainer.settings import Checkpoint, Precision, Recipe
@@ -24,7 +24,7 @@ class Effective:
 
     stage: Stage
     type: StageType
-    task: Pretrain | Sft
+    task: Task
     nodes: int
     processes: int
     """In each pod."""
@@ -74,12 +74,12 @@ def accelerators(stage: Stage) -> int:
 
 
 def _effective(stage: Stage) -> Effective:
-    task = stage.pretrain or stage.sft
+    task = stage.task
     if task is None:
         raise ValueError(f"stage {stage.name}: no stage type is set")
     return Effective(
         stage=stage,
-        type=StageType.PRETRAIN if stage.pretrain else StageType.SFT,
+        type=StageType(type(task).__name__.lower()),
         task=task,
         nodes=stage.nodes or 1,
         processes=stage.processes_per_node or accelerators(stage) or 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab_operator.api import data as api
 from trimtab_operator.api.base import SecretReference
 from trimtab_operator.api.finetunejob import FineTuneJob
-from trimtab_operator.api.stage import Sft
+from trimtab_operator.api.stage import Dpo, Pretrain, Sft, Task
 from trimtab_operator.api.status import ArtifactStatus
 from trimtab_operator.core.podtemplate import SECRETS_PATH
 from trimtab_operator.finetunejob.merge import Effective, accelerators
@@ -56,14 +56,13 @@ def _stage(stage: Effective) -> PrepareStage:
     given = task.model_dump(
         exclude_none=True, include={"max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
     )
-    loss = (task.loss or Loss.ASSISTANT) if isinstance(task, Sft) else Loss.ALL
     return PrepareStage(
         name=stage.name,
         type=stage.type,
         from_stage=stage.stage.from_,
         data=[_source(source) for source in task.data],
         validation=_validation(task.validation) if task.validation else None,
-        loss=loss,
+        loss=_loss(task),
         recipe=stage.recipe,
         precision=stage.precision,
         zero_stage=stage.zero_stage,
@@ -71,6 +70,17 @@ def _stage(stage: Effective) -> PrepareStage:
         accelerator=accelerators(stage.stage) > 0,
         **given,
     )
+
+
+def _loss(task: Task) -> Loss:
+    """Which tokens bear loss; of a pair, the answers that differ."""
+    match task:
+        case Sft(loss=loss):
+            return loss or Loss.ASSISTANT
+        case Dpo():
+            return Loss.COMPLETION
+        case Pretrain():
+            return Loss.ALL
 
 
 def _validation(validation: api.Validation) -> Validation:

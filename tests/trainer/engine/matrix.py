@@ -1,6 +1,7 @@
 """Run by torchrun: five steps of the real loop for each cell of the matrix; each cell's weights go to a file.
 
-Arguments: the prepared folder, the output folder. Cell names: zero-micro-optimizer-precision[-naive].
+Arguments: the prepared folders of text and of pairs, the output folder. Cell names: zero-micro-optimizer-precision,
+after `dpo-` for pairs; `naive` and `dpo-naive` weigh their losses wrongly.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from torch.nn.functional import cross_entropy
 
 from trimtab_trainer.config import Artifact, TrainConfig
 from trimtab_trainer.data.store import PreparedData
-from trimtab_trainer.engine import loop
-from trimtab_trainer.engine.batches import plan_steps
+from trimtab_trainer.engine import loop, objectives
+from trimtab_trainer.engine.batches import MicroBatch, plan_steps
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
+from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise
 from trimtab_trainer.engine.setup import Engine
+from trimtab_trainer.settings import Preference
 
+REFERENCE_SEED, BETA = 8, 0.5
 RECIPE = {
     "learning_rate": 1e-3,
     "schedule": "constant",
@@ -46,42 +50,69 @@ def cells() -> list[tuple[int, int, str, str]]:
     return [*exact, *rounded]
 
 
+def dpo_cells() -> list[tuple[int, int, str, str]]:
+    return list(itertools.product((0, 3), (1, 4), ("sgd", "adamw"), ("fp32",)))
+
+
 def mean_of_micro_batch(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     """The plausible mistake: each micro-batch counts the same, whatever its number of tokens."""
     mask = loss_mask[:, 1:]
     return 6.0 * cross_entropy(logits[:, :-1][mask].float(), input_ids[:, 1:][mask]) if mask.any() else 0 * logits.sum()
 
 
-def run_cell(config: TrainConfig, prepared: PreparedData, group: Group, out: Path) -> None:
+class PerToken(Pairwise):
+    """The plausible mistake: log-probabilities are averaged over the answer's tokens."""
+
+    def _log_probs(self, logits: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        return super()._log_probs(logits, batch) / torch.tensor(batch.loss_tokens)
+
+
+def pairwise(config: TrainConfig, prepared: PreparedData, kind: type[Pairwise] = Pairwise) -> Pairwise:
+    """Held to other weights than those it starts from, so that no margin is 0."""
+    other = config.model_copy(update={"recipe": config.recipe.model_copy(update={"seed": REFERENCE_SEED})})
+    reference = load_model(other, prepared, verify=False).eval()
+    return kind(
+        lambda batch: reference(batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits,
+        Preference(beta=BETA),
+    )
+
+
+def run_cell(config: TrainConfig, prepared: PreparedData, group: Group, objective: Objective, out: Path) -> None:
     torch.manual_seed(0)
     engine = Engine(load_model(config, prepared, verify=False), config)
-    trainer = loop.Loop(engine, group, prepared, config, lambda: False)
+    trainer = loop.Loop(engine, group, prepared, config, objective, lambda: False)
     results = [trainer.step(step) for step in plan_steps(prepared.info.epoch_rows, 4, prepared.info.total_steps)]
     validation = trainer.validate(lambda: None)
     weights = engine.weights()
     if group.is_first:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out.with_suffix(".safetensors"))
-        rows = [{"loss": r.loss, "norm": r.gradient_norm, "tokens": r.tokens} for r in results]
-        out.with_suffix(".json").write_text(json.dumps({"steps": rows, "validation": validation}))
+        rows = [{"loss": r.loss, "norm": r.gradient_norm, "tokens": r.tokens, **r.metrics} for r in results]
+        out.with_suffix(".json").write_text(json.dumps({"steps": rows, "validation": validation["loss"]}))
     engine.deepspeed.destroy()
 
 
+def configure(zero: int, micro: int, optimizer: str, precision: str) -> TrainConfig:
+    return stage(
+        Artifact(uri="pvc://models/unused", digest="sha256:" + "0" * 64),
+        zero_stage=zero,
+        precision=precision,
+        recipe={**RECIPE, "micro_batch_size": micro, "optimizer": optimizer, "epsilon": 1e-6},
+    )
+
+
 def main() -> None:
-    prepared_folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    folders, out = sys.argv[1:3], Path(sys.argv[3])
     group = Group()
-    prepared = PreparedData.open(prepared_folder, None)
-    artifact = Artifact(uri="pvc://models/unused", digest="sha256:" + "0" * 64)
-    for zero, micro, optimizer, precision in cells():
-        config = stage(
-            artifact,
-            zero_stage=zero,
-            precision=precision,
-            recipe={**RECIPE, "micro_batch_size": micro, "optimizer": optimizer, "epsilon": 1e-6},
-        )
-        run_cell(config, prepared, group, out / cell_name(zero, micro, optimizer, precision))
-    loop.token_loss_sum = mean_of_micro_batch
-    config = stage(artifact, recipe={**RECIPE, "micro_batch_size": 1, "optimizer": "sgd"})
-    run_cell(config, prepared, group, out / "naive")
+    texts, pairs = (PreparedData.open(Path(folder), None) for folder in folders)
+    for cell in cells():
+        run_cell(configure(*cell), texts, group, NextToken(), out / cell_name(*cell))
+    for cell in dpo_cells():
+        config = configure(*cell)
+        run_cell(config, pairs, group, pairwise(config, pairs), out / f"dpo-{cell_name(*cell)}")
+    plain = configure(0, 1, "sgd", "fp32")
+    run_cell(plain, pairs, group, pairwise(plain, pairs, PerToken), out / "dpo-naive")
+    objectives.token_loss_sum = mean_of_micro_batch
+    run_cell(plain, texts, group, NextToken(), out / "naive")
     group.barrier()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -21,10 +23,19 @@ class Oracle:
     validation: float
 
 
-def train(prepared: PreparedData, recipe: dict, optimizer_name: str) -> Oracle:
-    torch.manual_seed(recipe["seed"])
+Losses = Callable[[LlamaForCausalLM, Row], torch.Tensor]
+"""The losses of a row's units (tokens, pairs), [U], for a model."""
+
+
+def random_model(prepared: PreparedData, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
     keys = {k: v for k, v in prepared.model_config.items() if k != "model_type"}
-    model = LlamaForCausalLM(LlamaConfig(**keys, attn_implementation="eager"))
+    return LlamaForCausalLM(LlamaConfig(**keys, attn_implementation="eager"))
+
+
+def train(prepared: PreparedData, recipe: dict, optimizer_name: str, losses_of: Losses | None = None) -> Oracle:
+    losses_of = losses_of or token_losses
+    model = random_model(prepared, recipe["seed"])
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": recipe["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
@@ -39,7 +50,7 @@ def train(prepared: PreparedData, recipe: dict, optimizer_name: str) -> Oracle:
             if len(losses) == prepared.info.total_steps:
                 break
             rows = [prepared.row(epoch, i) for i in range(start, min(start + batch, prepared.rows(epoch)))]
-            loss = sum(row_loss(model, row) for row in rows) / sum(int(row.loss_mask.sum()) for row in rows)
+            loss = torch.cat([losses_of(model, row) for row in rows]).mean()
             optimizer.zero_grad()
             loss.backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip_norm"])))
@@ -47,20 +58,36 @@ def train(prepared: PreparedData, recipe: dict, optimizer_name: str) -> Oracle:
             losses.append(float(loss.detach()))
     with torch.no_grad():
         held_out = [prepared.validation_row(i) for i in range(prepared.validation_rows())]
-        validation = sum(float(row_loss(model, row)) for row in held_out) / sum(
-            int(r.loss_mask.sum()) for r in held_out
-        )
+        validation = float(torch.cat([losses_of(model, row) for row in held_out]).mean())
     return Oracle({n: p.detach() for n, p in model.named_parameters()}, losses, norms, validation)
 
 
-def row_loss(model: LlamaForCausalLM, row: Row) -> torch.Tensor:
-    """Sum over the row's loss-bearing tokens; each segment goes through the model alone."""
-    total = torch.zeros(())
+def token_losses(model: LlamaForCausalLM, row: Row) -> torch.Tensor:
+    """Of each loss-bearing token."""
+    return -torch.cat(segment_log_probs(model, row))
+
+
+def pair_losses(reference: LlamaForCausalLM, beta: float, model: LlamaForCausalLM, row: Row) -> torch.Tensor:
+    """DPO's loss of each pair, as the paper writes it."""
+    with torch.no_grad():
+        held = [tokens.sum() for tokens in segment_log_probs(reference, row)]
+    moved = [tokens.sum() - other for tokens, other in zip(segment_log_probs(model, row), held, strict=True)]
+    margins = torch.stack([chosen - rejected for chosen, rejected in zip(moved[::2], moved[1::2], strict=True)])
+    return torch.log1p(torch.exp(-beta * margins))
+
+
+def dpo(prepared: PreparedData, reference_seed: int, beta: float) -> Losses:
+    return partial(pair_losses, random_model(prepared, reference_seed), beta)
+
+
+def segment_log_probs(model: LlamaForCausalLM, row: Row) -> list[torch.Tensor]:
+    """log p of each segment's loss-bearing tokens; each segment goes through the model alone."""
+    found = []
     start = 0
     for length in row.segment_lengths:
         ids = torch.from_numpy(row.input_ids[start : start + length]).long()
         mask = torch.from_numpy(row.loss_mask[start : start + length])[1:]
         logits = model(input_ids=ids[None]).logits[0]
-        total = total + cross_entropy(logits[:-1][mask], ids[1:][mask], reduction="sum")
+        found.append(-cross_entropy(logits[:-1][mask], ids[1:][mask], reduction="none"))
         start += length
-    return total
+    return found

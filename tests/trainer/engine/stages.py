@@ -57,7 +57,7 @@ def write_prepared(
     model_config: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Artifact:
-    """Ragged rows of one to three segments; `row_counts` has the rows of each epoch."""
+    """Ragged rows of one to three segments, or of one or two pairs of them; `row_counts` has the rows of each epoch."""
     draft = root / "volume" / "prepared" / "draft"
     draft.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -67,7 +67,8 @@ def write_prepared(
         segments_of_row = []
         for row in range(total):
             segments = []
-            for _ in range(int(rng.integers(1, 4))):
+            pairs = stage_type is StageType.DPO
+            for _ in range(2 * int(rng.integers(1, 3)) if pairs else int(rng.integers(1, 4))):
                 length = int(rng.integers(2, 9))
                 start = int(rng.integers(3, VOCABULARY))
                 # a learnable rule: each token is the one before plus 3

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +14,7 @@ from tests.trainer.engine import stages
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, TrainConfig
+from trimtab_trainer.settings import Preference
 
 DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
 
@@ -64,6 +67,52 @@ def test_resume_is_bitwise_in_bf16_with_sharded_weights(base: stages.Run) -> Non
     assert lineage["dtype"] == "bfloat16"
     assert json.loads((calm.folder / "model" / "config.json").read_text())["dtype"] == "bfloat16"
     assert json.loads((calm.folder / "model" / "generation_config.json").read_text())["eos_token_id"] == 1
+
+
+def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> None:
+    start = Artifact(uri="pvc://models/tiny/base/model", digest=base.report.digest)
+
+    def preferred(name: str, **changes: object) -> TrainConfig:
+        prepared = stages.write_prepared(
+            base.root, row_counts=[40, 40], batch=16, validation=4, stage_type=stages.StageType.DPO
+        )
+        return stages.stage(
+            prepared,
+            stage=name,
+            type="dpo",
+            folder=f"pvc://models/tiny/{name}",
+            model=start,
+            reference=start,
+            preference=Preference(beta=0.5),
+            recipe={"global_batch_size": 16, "micro_batch_size": 2, "epochs": 2},
+            checkpoint={"every_steps": 2},
+            processes_per_node=2,
+            zero_stage=3,
+            **changes,
+        )
+
+    calm, code = stages.run(base.root, preferred("preferred"))
+    assert code == 0, calm.output
+    first = calm.rows()[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6), "D2"
+    assert (first["rewardsMargin"], first["accuracy"]) == (0, 0.5)
+    told = {metric.name: float(metric.value) for metric in calm.report.metrics}
+    assert told["validation_loss_start"] == pytest.approx(math.log(2), abs=1e-6)
+    assert told["rewards_margin"] > 0
+    killed = stages.start(base.root, preferred("killed"))
+    killed.wait_for_step(3)
+    psutil.Process(killed.rank_pids()[1]).kill()
+    assert killed.finish() == 137
+    resumed, code = stages.run(base.root, preferred("killed", attempt=2))
+    assert code == 0, resumed.output
+    assert "resuming from" in resumed.log()
+    files = [run.folder / "model" / "model.safetensors" for run in (calm, resumed)]
+    weights, again = map(load_file, files)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert [row["step"] for row in resumed.rows()] == list(range(1, 7))
+    lineage = manifest.read_manifest(calm.folder / "model").lineage["identity"]
+    assert lineage["reference"] == base.report.digest
+    assert lineage["preference"] == {"loss": "sigmoid", "beta": 0.5, "labelSmoothing": 0.0}
 
 
 def test_a_base_with_one_byte_changed_is_not_trained_from(base: stages.Run) -> None:

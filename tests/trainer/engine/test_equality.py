@@ -21,16 +21,25 @@ STEPS = 5
 LEARNING_RATE = matrix.RECIPE["learning_rate"]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+def write(tmp_path_factory: pytest.TempPathFactory, stage_type: stages.StageType) -> PreparedData:
     """Epochs of nine rows in batches of four: the third step has one row, so one of two processes has none."""
     root = tmp_path_factory.mktemp("prepared")
     artifact = stages.write_prepared(
-        root, row_counts=[9, 9], batch=4, max_steps=STEPS, validation=5, stage_type=stages.StageType.SFT
+        root, row_counts=[9, 9], batch=4, max_steps=STEPS, validation=5, stage_type=stage_type
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIMTAB_VOLUMES", json.dumps({"models": str(root / "volume")}))
         return PreparedData.open(local_path(artifact.uri), artifact.digest)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return write(tmp_path_factory, stages.StageType.SFT)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return write(tmp_path_factory, stages.StageType.DPO)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +48,12 @@ def reference(prepared: PreparedData) -> dict[str, oracle.Oracle]:
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one-process", "two-processes"])
-def results(request: pytest.FixtureRequest, prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(
+    request: pytest.FixtureRequest,
+    prepared: PreparedData,
+    pairs: PreparedData,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """One launch a world size; it finds neither a compiler nor anything else on PATH."""
     out = tmp_path_factory.mktemp("matrix")
     with socket.socket() as probe:
@@ -56,6 +70,7 @@ def results(request: pytest.FixtureRequest, prepared: PreparedData, tmp_path_fac
             "--module",
             "tests.trainer.engine.matrix",
             str(prepared.folder),
+            str(pairs.folder),
             str(out),
         ],
         cwd=Path(__file__).parents[3],
@@ -117,3 +132,19 @@ def test_bf16_follows_fp32_with_weights_in_bf16(results: Path, reference: dict[s
         assert relative < 4e-3, (cell, relative)  # half a bf16 ulp is 2e-3
         told = json.loads((results / f"{cell}.json").read_text())
         assert [step["loss"] for step in told["steps"]] == pytest.approx(reference["adamw"].losses, rel=1e-2), cell
+
+
+def test_d7_pairs_count_the_same_over_processes_and_micro_batches(results: Path, pairs: PreparedData) -> None:
+    losses = oracle.dpo(pairs, matrix.REFERENCE_SEED, matrix.BETA)
+    expected = {name: oracle.train(pairs, matrix.RECIPE, name, losses) for name in ("sgd", "adamw")}
+    for zero, micro, optimizer, precision in matrix.dpo_cells():
+        cell = f"dpo-{matrix.cell_name(zero, micro, optimizer, precision)}"
+        wanted = expected[optimizer]
+        largest, relative = differences(results, cell, wanted.weights)
+        assert largest < (1e-6 if optimizer == "sgd" else 0.01 * LEARNING_RATE * STEPS), (cell, largest)
+        assert relative < 2e-6, (cell, relative)
+        told = json.loads((results / f"{cell}.json").read_text())
+        assert [step["loss"] for step in told["steps"]] == pytest.approx(wanted.losses, rel=1e-5), cell
+        assert [step["norm"] for step in told["steps"]] == pytest.approx(wanted.norms, rel=1e-4), cell
+        assert told["validation"] == pytest.approx(wanted.validation, rel=1e-5), cell
+    assert differences(results, "dpo-naive", expected["sgd"].weights)[0] > 1e-4, "a mean over tokens would show"

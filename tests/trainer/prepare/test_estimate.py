@@ -24,6 +24,13 @@ def test_memory_in_fp32_by_hand() -> None:
     assert estimate(_stage(), SHAPE, 0).memory_bytes == 31_552
 
 
+def test_memory_and_time_with_a_reference_by_hand() -> None:
+    # twice the tokens: activations 21,504, logits 9,600; of the reference weights 4,000, logits 16 * 50 * 8 = 6,400
+    stage = _stage(type="dpo")
+    assert estimate(stage, SHAPE, 0).memory_bytes == 16_000 + 21_504 + 9_600 + 4_000 + 6_400
+    assert estimate(stage, SHAPE, 10**9).seconds == 62  # 46.4 and a third
+
+
 def test_memory_in_bf16_at_zero_2_by_hand() -> None:
     # weights 2,000; gradients 4,000 / 4; master copy and AdamW 12,000 / 4: 6,000
     # activations: 2 * 8 * 2 * 168 = 5,376; logits: 8 * 50 * (2 + 8) = 4,000

@@ -14,7 +14,7 @@ import pytest
 from trimtab_trainer.config import StageType
 from trimtab_trainer.data.files import DataFile
 from trimtab_trainer.data.formats import open_records
-from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message
+from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message, Pair
 from trimtab_trainer.errors import BadData, InputMissing
 
 QA = Conversation([Message("user", "q"), Message("assistant", "a")])
@@ -144,27 +144,97 @@ def test_text_files_and_text_fields_are_documents(tmp_path: Path) -> None:
     assert read(tmp_path / "b.jsonl", StageType.PRETRAIN) == ("text", [(1, Document("x"))])
 
 
+ASKED = [Message("user", "q")]
+PAIR = Pair(
+    Conversation([*ASKED, Message("assistant", "a")]),
+    Conversation([*ASKED, Message("assistant", "b")]),
+)
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, contents, strict=False)]
+
+
 @pytest.mark.parametrize(
     ("row", "name"),
     [
         ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "hh-rlhf"),
-        ({"prompt": "q", "messages": [], "chosen": [{"role": "user"}], "rejected": []}, "UltraFeedback"),
-        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "OpenAI preferences"),
-        ({"prompt": "q", "completion": "a", "label": True}, "KTO"),
+        ({"chosen": turns("q", "a"), "rejected": turns("q", "b")}, "hh-rlhf"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "prompt, chosen, rejected"),
+        ({"prompt": "q", "messages": [], "chosen": turns("q", "a"), "rejected": turns("q", "b")}, "prompt, chosen"),
+        ({"prompt": turns("q"), "chosen": turns("q", "a")[1:], "rejected": turns("q", "b")[1:]}, "prompt, chosen"),
+        (
+            {
+                "input": {"messages": turns("q")},
+                "preferred_output": turns("q", "a")[1:],
+                "non_preferred_output": turns("q", "b")[1:],
+            },
+            "OpenAI preferences",
+        ),
     ],
 )
-def test_preferences_are_refused_with_what_they_are_for(tmp_path: Path, row: Any, name: str) -> None:
+def test_pairs_from_the_usual_files(tmp_path: Path, row: Any, name: str) -> None:
     _lines(tmp_path / "x.jsonl", [row])
-    with pytest.raises(BadData, match=rf"x\.jsonl holds .*{name}.*: data for reward models.*not for a sft stage; give"):
-        read(tmp_path / "x.jsonl")
+    found, items = read(tmp_path / "x.jsonl", StageType.DPO)
+    assert name in found
+    assert items == [(1, PAIR)]
+
+
+def test_a_pair_of_several_turns_differs_in_the_last_one_only(tmp_path: Path) -> None:
+    before = "\n\nHuman: q\n\nAssistant: a\n\nHuman: why?\n\nAssistant: "
+    _lines(tmp_path / "x.jsonl", [{"chosen": before + "so", "rejected": before + "no\n\nHuman beings"}])
+    ((_, pair),) = read(tmp_path / "x.jsonl", StageType.DPO)[1]
+    assert pair.chosen.messages[:-1] == pair.rejected.messages[:-1]
+    assert [m.content for m in pair.rejected.messages] == ["q", "a", "why?", "no\n\nHuman beings"]
+
+
+@pytest.mark.parametrize(
+    ("row", "cause"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
+        ({"prompt": "q", "chosen": "a", "rejected": " "}, "'rejected' is empty"),
+        ({"prompt": "q", "chosen": "a", "rejected": turns("p", "b")}, "answer different prompts"),
+        ({"prompt": "q", "chosen": "a", "rejected": turns("q")}, "'rejected' does not end with an assistant's turn"),
+        ({"prompt": "q", "chosen": 3, "rejected": "b"}, "'chosen' is a int, not text"),
+        ({"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "turn 1 of 'chosen'"),
+        ({"chosen": "q: a", "rejected": "q: b"}, "'chosen' is no conversation"),
+        ({"input": [], "preferred_output": turns("a"), "non_preferred_output": turns("b")}, "'input' is a list"),
+    ],
+)
+def test_what_is_no_pair_is_named(tmp_path: Path, row: Any, cause: str) -> None:
+    _lines(tmp_path / "x.jsonl", [row])
+    ((_, found),) = read(tmp_path / "x.jsonl", StageType.DPO)[1]
+    assert isinstance(found, InvalidRecord)
+    assert cause in found.cause
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "q", "completion": "a", "label": True}, "KTO"),
+        ({"instruction": "q", "completions": []}, "rated completions"),
+    ],
+)
+def test_ratings_are_refused_with_what_is_wanted(tmp_path: Path, row: Any, name: str) -> None:
+    _lines(tmp_path / "x.jsonl", [row])
+    for stage, wanted in (
+        (StageType.SFT, "answers: give messages"),
+        (StageType.DPO, "give prompt, chosen and rejected"),
+    ):
+        with pytest.raises(
+            BadData, match=rf"x\.jsonl holds .*{name}.*; a stage of type {stage} learns from .*{wanted}"
+        ):
+            read(tmp_path / "x.jsonl", stage)
 
 
 def test_the_stage_and_the_format_must_fit(tmp_path: Path) -> None:
     _lines(tmp_path / "text.jsonl", [{"text": "x"}])
     _lines(tmp_path / "chat.jsonl", [{"prompt": "q", "completion": "a"}])
-    with pytest.raises(BadData, match=r"text\.jsonl holds running text; an sft stage .*give messages"):
+    with pytest.raises(BadData, match=r"text\.jsonl holds text; a stage of type sft .*give messages.*of type pretrain"):
         read(tmp_path / "text.jsonl")
-    with pytest.raises(BadData, match=r"chat\.jsonl holds prompt and completion; a pretrain stage .*give \.txt"):
+    with pytest.raises(
+        BadData, match=r"chat\.jsonl holds prompt and completion; a stage of type pretrain .*give \.txt"
+    ):
         read(tmp_path / "chat.jsonl", StageType.PRETRAIN)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_trainer.data.pack import best_fit_decreasing, document_rows, record_rows, shuffle_rows
+from trimtab_trainer.data.pack import best_fit_decreasing, document_rows, pair_rows, record_rows, shuffle_rows
 from trimtab_trainer.data.store import RowPlan
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
@@ -29,6 +29,18 @@ def test_packed_rows_partition_the_records(lengths: list[int], packing: bool) ->
     if packing:  # best fit: no two rows would fit into one
         loads = sorted(int(row[:, 2].sum()) for row in rows)
         assert len(loads) < 2 or loads[0] + loads[1] > 20
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=40), st.booleans())
+def test_d6_pairs_stay_whole_and_in_order(lengths: list[tuple[int, int]], packing: bool) -> None:
+    sizes = np.array([length for pair in lengths for length in pair], dtype=np.int64)
+    plan = pair_rows(np.arange(0, len(sizes), 2), sizes, 20, packing)
+    rows = [plan.segments[a:b] for a, b in zip(plan.rows[:-1], plan.rows[1:], strict=True)]
+    pairs = [tuple(pair) for row in rows for pair in row[:, 0].reshape(-1, 2).tolist()]
+    assert sorted(pairs) == [(i, i + 1) for i in range(0, len(sizes), 2)]
+    assert [int(sizes[record]) for record in plan.segments[:, 0]] == plan.segments[:, 2].tolist()
+    assert all(row[:, 2].sum() <= 40 for row in rows)
+    assert packing or [len(row) for row in rows] == [2] * len(lengths)
 
 
 @given(LENGTHS, st.integers(1, 9))

@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.trainer.prepare.kit import TINY, chats, config, leftovers, opened, run, sft, stage, write_jsonl
 from tests.trainer.small_volume import small_volume
 
 from trimtab_trainer import prepare
 from trimtab_trainer.config import Artifact, dump_report
+from trimtab_trainer.data.tokenizer import load_tokenizer
 from trimtab_trainer.errors import BadConfiguration, BadData, InputMissing, StageError, StorageError
 from trimtab_trainer.prepare import stage as stage_module
 
@@ -269,3 +271,48 @@ def test_a_full_volume_is_a_storage_error(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"No space left on device.*check the volume's space"):
             run(root, sft(data.as_uri()))
         assert leftovers(root) == []
+
+
+def pair(i: int, **changes: str) -> dict[str, str]:
+    return {"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"I do not know {i}, sorry.", **changes}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_pairs_become_rows_of_chosen_and_rejected(tmp_path: Path, packing: bool) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [pair(i) for i in range(30)])
+    chat = write_jsonl(tmp_path / "chat.jsonl", chats(30))
+    held = {"fraction": 0.2}
+    dpo = stage("prefer", "dpo", data.as_uri(), fromStage="chat", loss="completion", packing=packing, validation=held)
+    root = tmp_path / "root"
+    report = run(root, sft(chat.as_uri()), dpo)
+    prepared = opened(root, report, 1)
+    assert (prepared.info.records, prepared.info.validation_records) == (24, 6)
+    assert prepared.segments(0, 0, prepared.rows(0)) == 48
+    assert prepared.validation_segments(0, prepared.validation_rows()) == 12
+    assert (prepared.rows(0) == 24) is not packing
+    tokenizer = load_tokenizer(prepared.tokenizer_folder)
+    for index in range(prepared.rows(0)):
+        row = prepared.row(0, index)
+        texts = [
+            tokenizer.decode(ids[mask])
+            for ids, mask in zip(
+                *(np.split(part, np.cumsum(row.segment_lengths)[:-1]) for part in (row.input_ids, row.loss_mask)),
+                strict=True,
+            )
+        ]
+        for chosen, rejected in zip(texts[::2], texts[1::2], strict=True):
+            number = chosen.removeprefix("It is ").removesuffix(".<|end|>")
+            assert number.isdecimal()
+            assert rejected == f"I do not know {number}, sorry.<|end|>"
+
+
+def test_a_pair_without_a_difference_is_named_or_dropped(tmp_path: Path) -> None:
+    rows = [pair(i) for i in range(30)]
+    rows[4]["rejected"] = rows[4]["chosen"]
+    rows[9]["rejected"] = "very " * 100
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    base = stage("prefer", "dpo", data.as_uri(), loss="completion")
+    expect(BadData, r"line 5 of .*chosen and rejected are the same; remove the record", tmp_path / "root", base)
+    dropping = base | {"onInvalid": "drop", "onTooLong": "drop", "maxDropped": 2}
+    report = run(tmp_path / "root", dropping)
+    assert (report.stages[0].records, report.stages[0].dropped) == (28, 2)

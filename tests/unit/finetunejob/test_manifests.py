@@ -11,6 +11,7 @@ from tests.unit.finetunejob.world import World, spec, stage
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
+from trimtab_trainer.settings import Preference
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 SECRET = {"secretRef": {"name": "s3"}}
@@ -176,6 +177,23 @@ def test_stage_json_is_the_contract() -> None:
     assert (config.nodes, config.processes_per_node, config.threads) == (2, 4, 2)
     assert config.validation_every_steps == 5
     assert config.images == {"trainer": "trainer@sha256:1"}
+
+
+def test_dpo_is_held_to_the_weights_that_it_starts_from() -> None:
+    preferences = {"data": [{"uri": "pvc://models/pairs.jsonl"}], "beta": 0.3, "maxLength": 512}
+    made = World(spec(stage("one"), {"name": "two", "from": "one", "dpo": preferences}))
+    made.settle()
+    told = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(told, PrepareConfig)
+    assert (told.stages[1].type, told.stages[1].loss, told.stages[1].max_length) == ("dpo", "completion", 512)
+    for role in ("prepare", "one"):
+        made.succeed(role)
+        made.settle()
+    config = STAGE_CONFIG.validate_python(made.config("two"))
+    assert isinstance(config, TrainConfig)
+    assert config.model is not None
+    assert config.reference == config.model
+    assert config.preference == Preference(beta=0.3)
 
 
 def test_upgrade_of_the_operator_leaves_a_running_jobs_image_alone() -> None:

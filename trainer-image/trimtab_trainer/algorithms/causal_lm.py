@@ -1,6 +1,8 @@
-"""Next-token loss."""
+"""Log-probabilities of tokens, and the next-token loss."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -19,6 +21,32 @@ def token_loss_sum(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: tor
     Returns:
         fp32 scalar; 0, with a gradient of zeros, where no token bears loss.
     """
+    return cross_entropy(*_targets(logits, input_ids, loss_mask), reduction="sum")
+
+
+def segment_log_probs(
+    logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor, loss_tokens: Sequence[int]
+) -> torch.Tensor:
+    """Log p(answer | prompt) of each segment: the sum, not the mean, over its loss-bearing tokens, in nats.
+
+    Args:
+        logits: [R, T, V]; position t predicts token t + 1.
+        input_ids: int64 [R, T].
+        loss_mask: bool [R, T].
+        loss_tokens: loss-bearing tokens of each of the S segments, row by row; they sum to those of the mask.
+
+    Returns:
+        fp32 [S]; where S = 0 it still has a gradient, of zeros.
+    """
+    log_probs = -cross_entropy(*_targets(logits, input_ids, loss_mask), reduction="none")
+    # Not index_add: on a GPU its order of summation, and with it the last bits, differ from run to run.
+    sums = [part.sum() for part in log_probs.split(list(loss_tokens))]
+    return torch.stack(sums) if sums else log_probs
+
+
+def _targets(
+    logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions, fp32 [N, V], and tokens, int64 [N], of the N loss-bearing tokens."""
     bears_loss = loss_mask[:, 1:]
-    predictions = logits[:, :-1][bears_loss].float()
-    return cross_entropy(predictions, input_ids[:, 1:][bears_loss], reduction="sum")
+    return logits[:, :-1][bears_loss].float(), input_ids[:, 1:][bears_loss]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Record
+from trimtab_trainer.data.records import Document, InvalidRecord, Record, conversations_of, texts_of
 from trimtab_trainer.data.template import ChatTemplate, Rendered
 from trimtab_trainer.data.tokenizer import load_tokenizer
 from trimtab_trainer.errors import BadConfiguration
@@ -51,13 +51,14 @@ Item = tuple[Place, Record | InvalidRecord]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record as token ids, int32 [T], with the mask of the tokens that bear loss, bool [T]."""
+    """A text as token ids, int32 [T], with the mask of the tokens that bear loss, bool [T]."""
 
     ids: NDArray[np.int32]
     loss_mask: NDArray[np.bool_]
 
 
-Result = tuple[Place, Encoded | InvalidRecord]
+Result = tuple[Place, tuple[Encoded, ...] | InvalidRecord]
+"""A record has one text; a pair has two, the chosen one first."""
 
 
 class Encoder(Protocol):
@@ -90,7 +91,7 @@ def build_encoder(settings: EncoderSettings) -> Encoder:
     backend.no_padding()
     if settings.separator is None:
         template = ChatTemplate(tokenizer, settings.name)
-        return _ConversationEncoder(backend, template, settings.loss, tokenizer.bos_token_id)
+        return _ChatEncoder(backend, template, settings.loss, tokenizer.bos_token_id)
     added = tokenizer("").input_ids
     start = [tokenizer.bos_token_id] if added[:1] == [tokenizer.bos_token_id] else []
     return _DocumentEncoder(backend, start, settings.separator)
@@ -110,31 +111,31 @@ class _DocumentEncoder:
             (place, item if isinstance(item, InvalidRecord) else self._finish(next(encodings))) for place, item in items
         ]
 
-    def _finish(self, encoding: Encoding) -> Encoded:
+    def _finish(self, encoding: Encoding) -> tuple[Encoded, ...]:
         ids = np.array([*self._start, *encoding.ids, self._separator], dtype=np.int32)
-        return Encoded(ids, np.ones(len(ids), dtype=np.bool_))
+        return (Encoded(ids, np.ones(len(ids), dtype=np.bool_)),)
 
 
-class _ConversationEncoder:
-    """The whole rendered conversation is tokenized once; the mask follows from character offsets."""
+class _ChatEncoder:
+    """Each conversation of a record is rendered whole and tokenized once; the mask follows from character offsets."""
 
     def __init__(self, backend: Tokenizer, template: ChatTemplate, loss: Loss, start: int | None) -> None:
         self._backend, self._template, self._loss, self._start = backend, template, loss, start
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         rendered = [(place, self._render(place, item)) for place, item in items]
-        texts = [item.text for _, item in rendered if isinstance(item, Rendered)]
+        texts = [text.text for _, item in rendered if not isinstance(item, InvalidRecord) for text in item]
         encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
         return [
-            (place, self._finish(item, next(encodings)) if isinstance(item, Rendered) else item)
+            (place, item if isinstance(item, InvalidRecord) else tuple(map(self._finish, item, encodings)))
             for place, item in rendered
         ]
 
-    def _render(self, place: Place, item: Record | InvalidRecord) -> Rendered | InvalidRecord:
-        if not isinstance(item, Conversation):
-            return item if isinstance(item, InvalidRecord) else InvalidRecord("running text", "give messages")
+    def _render(self, place: Place, item: Record | InvalidRecord) -> tuple[Rendered, ...] | InvalidRecord:
+        if isinstance(item, InvalidRecord):
+            return item
         try:
-            return self._template.render(item, self._loss)
+            return tuple(self._template.render(each, self._loss) for each in conversations_of(item))
         except InvalidRecord as error:
             return error
         except BadConfiguration as error:
@@ -188,9 +189,7 @@ def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 
 def _characters(record: Record | InvalidRecord) -> int:
-    if isinstance(record, Conversation):
-        return sum(len(message.content) for message in record.messages)
-    return len(record.text) if isinstance(record, Document) else 0
+    return 0 if isinstance(record, InvalidRecord) else sum(map(len, texts_of(record)))
 
 
 def _in_order(pool: ProcessPoolExecutor, batches: Iterator[list[Item]], window: int) -> Iterator[Result]:

@@ -8,8 +8,10 @@
 | Alpaca | `instruction`, `output`, perhaps `input` | conversation: instruction, blank line, input; output |
 | FLAN CoT | `input`, `target`, `rationale` | conversation: input; rationale, new line, "The answer is " target |
 | text | `text` | document |
+| preferences | `chosen`, `rejected`, perhaps `prompt`: text or messages | pair |
+| OpenAI preferences | `input`, `preferred_output`, `non_preferred_output` | pair |
 
-Preference data (hh-rlhf, UltraFeedback and others) is recognised in order to say what it is for.
+Ratings (UltraFeedback's own files, KTO) are recognised in order to say what is wanted instead.
 """
 
 from __future__ import annotations
@@ -21,26 +23,15 @@ from typing import Any, Literal
 
 from trimtab_trainer.config import StageType
 from trimtab_trainer.data.files import DataFile, Row, Rows, read_rows
-from trimtab_trainer.data.records import ROLES, Conversation, Document, InvalidRecord, Message, Record
+from trimtab_trainer.data.messages import checked, filled, messages_of, value_of
+from trimtab_trainer.data.preferences import explicit_pair, implicit_pair, openai_pair
+from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message, Record
 from trimtab_trainer.errors import BadData
 
 RECOGNITION_ROWS = 100
 """Rows that are looked at before a file counts as not recognised."""
 
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-}
+Kind = Literal["conversation", "document", "pair", "rating"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class Format:
     """A data format: the keys that tell it, and how a row of it becomes a record."""
 
     name: str
-    kind: Literal["conversation", "document", "preferences"]
+    kind: Kind
     keys: frozenset[str]
     convert: Callable[[Row], Record]
 
@@ -87,24 +78,25 @@ def _unknown(file: DataFile, seen: list[tuple[int, Row | InvalidRecord]]) -> Bad
     if isinstance(row, InvalidRecord):
         return BadData(f"line {number} of {file.name}: {row.cause}; {row.remedy}")
     keys = ", ".join(sorted(map(str, row)))[:200] or "none"
-    expected = "; ".join(", ".join(sorted(known.keys)) for known in FORMATS if known.kind != "preferences")
+    expected = "; ".join(", ".join(sorted(known.keys)) for known in FORMATS if known.kind != "rating")
     return BadData(f"line {number} of {file.name}: format not recognised (keys: {keys}); expected one of: {expected}")
 
 
+_WANTED: dict[StageType, tuple[Kind, str]] = {
+    StageType.PRETRAIN: ("document", "running text: give .txt files or a 'text' field"),
+    StageType.SFT: ("conversation", "answers: give messages, or prompt and completion"),
+    StageType.DPO: ("pair", "pairs of answers: give prompt, chosen and rejected"),
+}
+"""Of each stage: what it learns from, and how it is given."""
+
+
 def _require_fit(file: DataFile, found: Format, stage: StageType) -> None:
-    if found.kind == "preferences":
-        raise BadData(
-            f"{file.name} holds {found.name}: data for reward models and preference optimisation, not for a {stage} "
-            f"stage; give demonstrations (messages, or prompt and completion), or text for pretrain"
-        )
-    if stage is StageType.PRETRAIN and found.kind != "document":
-        raise BadData(
-            f"{file.name} holds {found.name}; a pretrain stage learns running text: give .txt files or a 'text' field"
-        )
-    if stage is StageType.SFT and found.kind != "conversation":
-        raise BadData(
-            f"{file.name} holds running text; an sft stage learns answers: give messages, or use a pretrain stage"
-        )
+    kind, wanted = _WANTED[stage]
+    if found.kind == kind:
+        return
+    better = next((other for other, (its, _) in _WANTED.items() if its == found.kind), None)
+    hint = f", or make it a stage of type {better}" if better else ""
+    raise BadData(f"{file.name} holds {found.name}; a stage of type {stage} learns from {wanted}{hint}")
 
 
 def _convert_all(known: Format, rows: Rows | chain[Any]) -> Iterator[tuple[int, Record | InvalidRecord]]:
@@ -118,62 +110,36 @@ def _convert_all(known: Format, rows: Rows | chain[Any]) -> Iterator[tuple[int, 
             yield number, error
 
 
-def _value(row: Row, key: str) -> Any:
-    if row.get(key) is None:
-        raise InvalidRecord(f"'{key}' is missing", f"add '{key}' or remove the record")
-    return row[key]
-
-
-def _text(row: Row, key: str) -> str:
-    return _checked(_value(row, key), key)
-
-
-def _checked(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidRecord(f"'{key}' is a {type(value).__name__}, not text", f"write '{key}' as a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRecord(f"'{key}' holds half of a surrogate pair", "write valid Unicode") from error
-    return value
-
-
-def _filled(row: Row, key: str) -> str:
-    if not (text := _text(row, key)).strip():
-        raise InvalidRecord(f"'{key}' is empty", "fill it or remove the record")
-    return text
-
-
 def _document(row: Row) -> Record:
-    return Document(_filled(row, "text"))
+    return Document(filled(row, "text"))
 
 
 def _chat(row: Row) -> Record:
     tools = row.get("tools")
     if tools is not None and not isinstance(tools, list):
         raise InvalidRecord(f"'tools' is a {type(tools).__name__}, not a list", "write a list of JSON schemas")
-    return Conversation(_messages(_value(row, "messages"), "messages"), tools or None)
+    return Conversation(messages_of(value_of(row, "messages"), "messages"), tools or None)
 
 
 def _sharegpt(row: Row) -> Record:
-    return Conversation(_messages(_value(row, "conversations"), "conversations"))
+    return Conversation(messages_of(value_of(row, "conversations"), "conversations"))
 
 
 def _prompt_completion(row: Row) -> Record:
-    prompt, completion = _value(row, "prompt"), _value(row, "completion")
+    prompt, completion = value_of(row, "prompt"), value_of(row, "completion")
     if isinstance(prompt, list) and isinstance(completion, list):
-        return Conversation(_messages(prompt, "prompt") + _messages(completion, "completion"))
-    return _turn(_filled(row, "prompt"), _filled(row, "completion"))
+        return Conversation(messages_of(prompt, "prompt") + messages_of(completion, "completion"))
+    return _turn(filled(row, "prompt"), filled(row, "completion"))
 
 
 def _alpaca(row: Row) -> Record:
-    instruction, details = _filled(row, "instruction"), _checked(row.get("input") or "", "input")
-    return _turn(f"{instruction}\n\n{details}" if details else instruction, _filled(row, "output"))
+    instruction, details = filled(row, "instruction"), checked(row.get("input") or "", "input")
+    return _turn(f"{instruction}\n\n{details}" if details else instruction, filled(row, "output"))
 
 
 def _flan(row: Row) -> Record:
     # FLAN's files write a line break as a backslash and an n.
-    question, target, rationale = (_filled(row, key).replace("\\n", "\n") for key in ("input", "target", "rationale"))
+    question, target, rationale = (filled(row, key).replace("\\n", "\n") for key in ("input", "target", "rationale"))
     return _turn(question, f"{rationale}\nThe answer is {target}")
 
 
@@ -181,71 +147,25 @@ def _turn(user: str, assistant: str) -> Conversation:
     return Conversation([Message("user", user), Message("assistant", assistant)])
 
 
-def _messages(value: Any, key: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise InvalidRecord(
-            f"'{key}' is not a list of messages, or an empty one", 'write [{"role": …, "content": …}, …]'
-        )
-    return [_message(item, f"{key}[{i}]") for i, item in enumerate(value)]
-
-
-def _message(item: Any, place: str) -> Message:
-    if not isinstance(item, dict):
-        raise InvalidRecord(
-            f"'{place}' is a {type(item).__name__}, not a message", "write an object with role and content"
-        )
-    named = {key: value for key, value in item.items() if value is not None}
-    if "from" in named and "role" not in named:
-        role = _SHAREGPT_ROLES.get(str(named.pop("from")).lower(), "")
-        content = named.pop("value", "")
-    else:
-        role, content = str(named.pop("role", "")), named.pop("content", "")
-    if role not in ROLES:
-        raise InvalidRecord(f"'{place}' has no known role", f"use one of {', '.join(sorted(ROLES))}")
-    text = _checked(_joined(content, place), f"{place}.content")
-    if not text.strip() and not (role == "tool" or named.get("tool_calls")):
-        raise InvalidRecord(f"'{place}.content' is empty", "fill it or remove the message")
-    return Message(role, text, _trained(named, place), named)
-
-
-def _joined(content: Any, place: str) -> Any:
-    """Text of OpenAI's list of content parts; anything else unchanged."""
-    if not isinstance(content, list):
-        return content
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        raise InvalidRecord(f"'{place}.content' holds a part that is not text", "remove images and audio")
-    return "".join(_checked(part.get("text"), f"{place}.content") for part in content)
-
-
-def _trained(named: dict[str, Any], place: str) -> bool:
-    """Take `train` (ours) and `weight` (OpenAI's) out of the message's further keys."""
-    train, weight = named.pop("train", True), named.pop("weight", 1)
-    if not isinstance(train, bool):
-        raise InvalidRecord(f"'{place}.train' is {train!r}", "write true or false")
-    if weight not in (0, 1):
-        raise InvalidRecord(f"'{place}.weight' is {weight!r}", "write 0 or 1")
-    return train and weight == 1
-
-
 def _never(row: Row) -> Record:
-    raise AssertionError("preference data are refused before they are converted")
+    raise AssertionError("ratings are refused before they are converted")
 
 
-def _preferences(name: str, *keys: str) -> Format:
-    return Format(name, "preferences", frozenset(keys), _never)
+def _format(name: str, kind: Kind, convert: Callable[[Row], Record], *keys: str) -> Format:
+    return Format(name, kind, frozenset(keys), convert)
 
 
 FORMATS = (
-    _preferences("UltraFeedback-like preferences (prompt, chosen, rejected)", "prompt", "chosen", "rejected"),
-    _preferences("hh-rlhf-like preferences (chosen, rejected)", "chosen", "rejected"),
-    _preferences("OpenAI preferences", "preferred_output", "non_preferred_output"),
-    _preferences("rated completions (UltraFeedback)", "instruction", "completions"),
-    _preferences("labelled completions (KTO)", "prompt", "completion", "label"),
-    Format("OpenAI chat", "conversation", frozenset({"messages"}), _chat),
-    Format("ShareGPT", "conversation", frozenset({"conversations"}), _sharegpt),
-    Format("prompt and completion", "conversation", frozenset({"prompt", "completion"}), _prompt_completion),
-    Format("Alpaca", "conversation", frozenset({"instruction", "output"}), _alpaca),
-    Format("FLAN CoT", "conversation", frozenset({"input", "target", "rationale"}), _flan),
-    Format("text", "document", frozenset({"text"}), _document),
+    _format("preferences (prompt, chosen, rejected)", "pair", explicit_pair, "prompt", "chosen", "rejected"),
+    _format("hh-rlhf-like preferences (chosen, rejected)", "pair", implicit_pair, "chosen", "rejected"),
+    _format("OpenAI preferences", "pair", openai_pair, "input", "preferred_output", "non_preferred_output"),
+    _format("rated completions (UltraFeedback)", "rating", _never, "instruction", "completions"),
+    _format("labelled completions (KTO)", "rating", _never, "prompt", "completion", "label"),
+    _format("OpenAI chat", "conversation", _chat, "messages"),
+    _format("ShareGPT", "conversation", _sharegpt, "conversations"),
+    _format("prompt and completion", "conversation", _prompt_completion, "prompt", "completion"),
+    _format("Alpaca", "conversation", _alpaca, "instruction", "output"),
+    _format("FLAN CoT", "conversation", _flan, "input", "target", "rationale"),
+    _format("text", "document", _document, "text"),
 )
 """In the order in which they are tried."""

@@ -53,6 +53,20 @@ def record_rows(records: Int64, lengths: Int64, capacity: int, packing: bool) ->
     return RowPlan(segments, _starts(np.array([len(items) for items in bins], dtype=np.int64)))
 
 
+def pair_rows(records: Int64, lengths: Int64, capacity: int, packing: bool) -> RowPlan:
+    """Rows of whole pairs, the chosen text before the rejected one; with `packing` several pairs to a row.
+
+    Args:
+        records: ids of the chosen texts, int64 [n]; the rejected one has the next id.
+        lengths: tokens of every text there is, int64.
+        capacity: longest text in tokens; a row holds twice as many.
+        packing: put several pairs into one row; none is ever split.
+    """
+    pairs = record_rows(records, lengths[records] + lengths[records + 1], 2 * capacity, packing)
+    texts = np.stack([pairs.segments[:, 0], pairs.segments[:, 0] + 1], axis=1).reshape(-1)
+    return RowPlan(np.stack([texts, np.zeros_like(texts), lengths[texts]], axis=1), 2 * pairs.rows)
+
+
 def document_rows(records: Int64, lengths: Int64, capacity: int, packing: bool) -> RowPlan:
     """Rows of exactly `capacity` tokens cut from the documents laid end to end; the last row may be shorter.
 

@@ -53,4 +53,30 @@ class Document:
     text: str
 
 
-Record = Conversation | Document
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt: the conversations differ in their last turn only, which is the assistant's."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+Record = Conversation | Document | Pair
+
+
+def conversations_of(record: Record) -> tuple[Conversation, ...]:
+    """What a chat template renders of a record; InvalidRecord where that is nothing."""
+    match record:
+        case Conversation():
+            return (record,)
+        case Pair():
+            return record.chosen, record.rejected
+        case Document():
+            raise InvalidRecord("running text", "give messages")
+
+
+def texts_of(record: Record) -> list[str]:
+    """All text of a record."""
+    if isinstance(record, Document):
+        return [record.text]
+    return [message.content for each in conversations_of(record) for message in each.messages]

@@ -57,7 +57,7 @@ class PreparedInfo(Contract):
     packing: bool
     seed: int
     records: int
-    """Records of one epoch, after mixing and drops."""
+    """Records of one epoch, after mixing and drops; a pair is one."""
     dropped: int
     truncated: int
     tokens: int
@@ -244,6 +244,10 @@ class PreparedData:
         """Loss-bearing tokens of the rows [start, stop). Can be 0 for a last batch of a single one-token row."""
         return self._loss_tokens(epoch_name(epoch), start, stop)
 
+    def segments(self, epoch: int, start: int, stop: int) -> int:
+        """Segments of the rows [start, stop)."""
+        return self._segments(epoch_name(epoch), start, stop)
+
     def validation_rows(self) -> int:
         """Number of held-out rows; 0 without validation data."""
         return len(self._plan(VALIDATION)[1]) - 1 if self.info.has_validation else 0
@@ -255,6 +259,10 @@ class PreparedData:
     def validation_loss_tokens(self, start: int, stop: int) -> int:
         """Loss-bearing tokens of the held-out rows [start, stop)."""
         return self._loss_tokens(VALIDATION, start, stop)
+
+    def validation_segments(self, start: int, stop: int) -> int:
+        """Segments of the held-out rows [start, stop)."""
+        return self._segments(VALIDATION, start, stop)
 
     def record_name(self, record_id: int) -> str:
         """`file:line` of a record, for messages."""
@@ -274,6 +282,10 @@ class PreparedData:
     def _loss_tokens(self, plan: str, start: int, stop: int) -> int:
         cumulative = self._plan(plan)[2]
         return int(cumulative[stop] - cumulative[start])
+
+    def _segments(self, plan: str, start: int, stop: int) -> int:
+        rows = self._plan(plan)[1]
+        return int(rows[stop] - rows[start])
 
     def _row(self, plan: str, index: int) -> Row:
         segments, rows, _ = self._plan(plan)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from trimtab_trainer.data.store import Row
@@ -38,15 +39,22 @@ class MicroBatch:
         position_ids: int64 [R, T]; restart at 0 with each segment. Given without an attention mask, transformers
             isolates segments from that alone. The padding is a segment of its own, so no token sees it.
         loss_mask: bool [R, T]; token t bears loss as a target.
+        loss_tokens: loss-bearing tokens of each segment, row by row.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     loss_mask: torch.Tensor
+    loss_tokens: tuple[int, ...]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
-        return MicroBatch(self.input_ids.to(device), self.position_ids.to(device), self.loss_mask.to(device))
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            loss_mask=self.loss_mask.to(device),
+        )
 
 
 def plan_steps(epoch_rows: Sequence[int], global_batch_size: int, total_steps: int, first: int = 0) -> Iterator[Step]:
@@ -76,7 +84,7 @@ def collate(rows: Sequence[Row], padding_id: int) -> MicroBatch:
     """Rows side by side. No rows: one that bears no loss, for a rank that must take part in a step without rows."""
     if not rows:
         ids = torch.full((1, 2), padding_id, dtype=torch.int64)
-        return MicroBatch(ids, torch.arange(2)[None], torch.zeros(1, 2, dtype=torch.bool))
+        return MicroBatch(ids, torch.arange(2)[None], torch.zeros(1, 2, dtype=torch.bool), ())
     length = max(2, *(len(row.input_ids) for row in rows))
     input_ids = torch.full((len(rows), length), padding_id, dtype=torch.int64)
     position_ids = torch.zeros((len(rows), length), dtype=torch.int64)
@@ -87,4 +95,7 @@ def collate(rows: Sequence[Row], padding_id: int) -> MicroBatch:
         loss_mask[i, :size] = torch.from_numpy(row.loss_mask)
         lengths = [*row.segment_lengths, length - size] if size < length else row.segment_lengths
         position_ids[i] = torch.cat([torch.arange(n) for n in lengths])
-    return MicroBatch(input_ids, position_ids, loss_mask)
+    loss_tokens = (
+        int(part.sum()) for row in rows for part in np.split(row.loss_mask, np.cumsum(row.segment_lengths)[:-1])
+    )
+    return MicroBatch(input_ids, position_ids, loss_mask, tuple(loss_tokens))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.config import StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedInfo
 from trimtab_trainer.lineage import Lineage
 
@@ -17,7 +17,8 @@ def write_card(
     folder: Path, config: TrainConfig, info: PreparedInfo, lineage: Lineage, rows: list[dict[str, Any]]
 ) -> None:
     """Write `README.md` and the plot beside it."""
-    _plot(folder / _PLOT, rows)
+    unit = "pair" if config.type is StageType.DPO else "loss-bearing token"
+    _plot(folder / _PLOT, rows, unit)
     metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
     recipe = json.dumps(config.recipe.model_dump(mode="json", by_alias=True), indent=2)
     base = f"`{config.model.digest}`" if config.model else "random weights"
@@ -40,7 +41,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 | optimiser steps | {lineage.step:,} |
 | dtype | {lineage.dtype} |
 
-| metric (nats per loss-bearing token) | value |
+| metric (losses per {unit}) | value |
 | --- | --- |
 {metrics}
 
@@ -55,7 +56,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _plot(file: Path, rows: list[dict[str, Any]]) -> None:
+def _plot(file: Path, rows: list[dict[str, Any]], unit: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -67,6 +68,6 @@ def _plot(file: Path, rows: list[dict[str, Any]]) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(f"loss (nats per {unit})")
     axes.legend()
     figure.savefig(file, dpi=120, metadata={"Software": None})

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 
-from trimtab_trainer.algorithms.causal_lm import token_loss_sum
 from trimtab_trainer.algorithms.schedule import learning_rate
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import PreparedData, Row
 from trimtab_trainer.engine.batches import MicroBatch, Step, collate, micro_batch_count, rows_of_rank
 from trimtab_trainer.engine.distributed import Group
+from trimtab_trainer.engine.objectives import Objective, Sums
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import TrainingFailed
 
@@ -26,7 +26,7 @@ class StepResult:
     """One update: what the metrics report of it."""
 
     loss: float
-    """Nats per loss-bearing token of the step, over all processes."""
+    """Mean over the step's units (tokens, pairs), over all processes."""
     gradient_norm: float
     """Global, before clipping."""
     learning_rate: float
@@ -34,6 +34,8 @@ class StepResult:
     """Input tokens over all processes, padding excluded."""
     stop: bool
     """Some process was told to stop; all processes see the same."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the objective, as means over the same units."""
 
 
 class Loop:
@@ -45,47 +47,48 @@ class Loop:
         group: Group,
         prepared: PreparedData,
         config: TrainConfig,
+        objective: Objective,
         told_to_stop: Callable[[], bool],
     ) -> None:
         self._engine = engine
         self._group = group
         self._prepared = prepared
         self._config = config
+        self._objective = objective
         self._told_to_stop = told_to_stop
 
     def step(self, step: Step) -> StepResult:
-        """One optimiser step: the gradient of the mean loss over all its loss-bearing tokens.
+        """One optimiser step: the gradient of the mean loss over all its units.
 
         Raises:
             TrainingFailed: loss or gradient is not finite; names the records. Weights are untouched where the loss is.
         """
         recipe = self._config.recipe
-        loss_tokens = max(1, self._prepared.loss_tokens(step.epoch, step.start, step.stop))
+        units = max(1, self._objective.units(self._prepared, step.epoch, step.start, step.stop))
         # DeepSpeed averages gradients over processes, hence the factor
-        scale = self._group.size / loss_tokens
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._engine.device)
+        scale = self._group.size / units
+        totals = self._totals()
         tokens = 0
         rows = (self._prepared.row(step.epoch, i) for i in self._own_rows(step.start, step.stop))
         for batch, batch_tokens in self._micro_batches(rows, step.stop - step.start):
-            loss = token_loss_sum(
-                self._engine.logits(batch.input_ids, batch.position_ids), batch.input_ids, batch.loss_mask
-            )
-            self._engine.backward(loss * scale)
-            loss_sum += loss.detach()
+            sums = self._objective.sums(self._engine.logits(batch.input_ids, batch.position_ids), batch)
+            self._engine.backward(sums.loss * scale)
+            totals += _stacked(sums)
             tokens += batch_tokens
-        total_loss, total_tokens, stop = self._group.sum(loss_sum, tokens, float(self._told_to_stop()))
-        mean_loss = total_loss / loss_tokens
+        *sums_of_all, total_tokens, stop = self._group.sum(*totals, tokens, float(self._told_to_stop()))
+        mean_loss, *means = (total / units for total in sums_of_all)
         if not math.isfinite(mean_loss):
             raise self._diverged(step, f"the loss is {mean_loss}")
         rate = learning_rate(recipe, step.index, self._prepared.info.total_steps)
         norm = self._engine.step(rate)
         if not math.isfinite(norm):
             raise self._diverged(step, f"the gradient norm is {norm}")
-        return StepResult(mean_loss, norm, rate, int(total_tokens), stop > 0)
+        metrics = dict(zip(self._objective.metrics, means, strict=True))
+        return StepResult(mean_loss, norm, rate, int(total_tokens), stop > 0, metrics)
 
     @torch.no_grad()
-    def validate(self, beat: Callable[[], None]) -> float:
-        """Mean loss over all loss-bearing tokens of the held-out rows, in nats; dropout off.
+    def validate(self, beat: Callable[[], None]) -> dict[str, float]:
+        """`loss` and the objective's metrics, as means over the units of the held-out rows; dropout off.
 
         Args:
             beat: called after each micro-batch, so that a long validation is no hang.
@@ -93,15 +96,19 @@ class Loop:
         rows = self._prepared.validation_rows()
         module = self._engine.deepspeed
         module.eval()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._engine.device)
+        totals = self._totals()
         own = (self._prepared.validation_row(i) for i in self._own_rows(0, rows))
         for batch, _ in self._micro_batches(own, rows):
-            logits = self._engine.logits(batch.input_ids, batch.position_ids)
-            loss_sum += token_loss_sum(logits, batch.input_ids, batch.loss_mask)
+            totals += _stacked(self._objective.sums(self._engine.logits(batch.input_ids, batch.position_ids), batch))
             beat()
         module.train()
-        (total,) = self._group.sum(loss_sum)
-        return total / max(1, self._prepared.validation_loss_tokens(0, rows))
+        units = max(1, self._objective.units(self._prepared, None, 0, rows))
+        names = ("loss", *self._objective.metrics)
+        return {name: total / units for name, total in zip(names, self._group.sum(*totals), strict=True)}
+
+    def _totals(self) -> torch.Tensor:
+        """Zeros for the loss and each metric."""
+        return torch.zeros(1 + len(self._objective.metrics), dtype=torch.float64, device=self._engine.device)
 
     def _own_rows(self, start: int, stop: int) -> range:
         return rows_of_rank(start, stop, self._group.rank, self._group.size)
@@ -126,3 +133,8 @@ class Loop:
             reason="NotFinite",
             stage=self._config.stage,
         )
+
+
+def _stacked(sums: Sums) -> torch.Tensor:
+    """The loss and each metric, fp64."""
+    return torch.stack([sums.loss.detach(), *sums.metrics.values()]).double()

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trimtab_trainer import manifest
-from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.config import Artifact, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import Precision
@@ -48,13 +48,26 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
     return model
 
 
+def load_reference(reference: Artifact, precision: Precision, device: torch.device, *, verify: bool) -> PreTrainedModel:
+    """Frozen weights on `device`, with dropout off, in the precision and with the kernels of the model in training."""
+    model = _load(reference, DTYPES[precision], verify=verify)
+    model.eval()
+    model.requires_grad_(False)
+    cast(torch.nn.Module, model).to(device)
+    return model
+
+
 def _build(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> PreTrainedModel:
     dtype = DTYPES[config.precision]
     if config.model is None:
         return _random_model(prepared, config.recipe.seed, dtype)
-    folder = local_path(config.model.uri)
+    return _load(config.model, dtype, verify=verify)
+
+
+def _load(artifact: Artifact, dtype: torch.dtype, *, verify: bool) -> PreTrainedModel:
+    folder = local_path(artifact.uri)
     if verify:
-        manifest.verify(folder, config.model.digest)
+        manifest.verify(folder, artifact.digest)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True, trust_remote_code=False
     )

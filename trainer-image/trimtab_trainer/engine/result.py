@@ -98,9 +98,9 @@ def _write_model(
 
 
 def _end_id(prepared: PreparedData) -> int:
-    """What ends a text of the model: the end of a turn after `sft`, the document separator after `pretrain`."""
+    """What ends a text of the model: the document separator after `pretrain`, else the end of a turn."""
     info = prepared.info
-    return info.end_of_turn_id if info.type is StageType.SFT else info.document_separator_id
+    return info.document_separator_id if info.type is StageType.PRETRAIN else info.end_of_turn_id
 
 
 def _check_reload(folder: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:

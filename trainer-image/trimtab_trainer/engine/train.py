@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+from pydantic.alias_generators import to_camel
+
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity
-from trimtab_trainer.config import CheckpointReport, Metric, TrainConfig, TrainReport
+from trimtab_trainer.config import CheckpointReport, Metric, StageType, TrainConfig, TrainReport
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine import checkpoint
-from trimtab_trainer.engine.batches import Step, plan_steps
+from trimtab_trainer.engine.batches import MicroBatch, Step, plan_steps
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.isolation import check_isolation
 from trimtab_trainer.engine.loop import Loop, StepResult
-from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, peak_flops
+from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, load_reference, peak_flops
+from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise
 from trimtab_trainer.engine.result import publish_result
 from trimtab_trainer.engine.setup import Engine
-from trimtab_trainer.errors import Preempted
+from trimtab_trainer.errors import BadConfiguration, Preempted
 from trimtab_trainer.progress.heartbeat import Phase, Pulse
 from trimtab_trainer.progress.metrics_log import METRICS_FILE, MetricsLog, cut_rows, read_rows
 from trimtab_trainer.supervisor.fence import Fence
@@ -61,7 +65,8 @@ class Trainer:
         self._peak_flops = peak * group.size if peak else None
         check_isolation(self._engine, self._prepared, config.stage)
         checkpoint.seed_all(config.recipe.seed, group.rank)
-        self._loop = Loop(self._engine, group, self._prepared, config, told_to_stop)
+        self._objective = build_objective(config, group)
+        self._loop = Loop(self._engine, group, self._prepared, config, self._objective, told_to_stop)
         self._tokens = 0
         self._log: MetricsLog | None = None
         self._shown: dict[str, float] = {}
@@ -80,7 +85,7 @@ class Trainer:
         if self._log:
             self._log.close()
         rows = read_rows(self._folder / METRICS_FILE) if self._group.is_first else []
-        metrics = _final_metrics(rows)
+        metrics = _final_metrics(rows, self._objective.metrics)
         digest = publish_result(
             self._engine, self._group, self._config, self._prepared, self._fence, rows, metrics, self._tokens
         )
@@ -134,6 +139,7 @@ class Trainer:
             "loss": result.loss,
             "gradient_norm": result.gradient_norm,
             "learning_rate": result.learning_rate,
+            **result.metrics,
         }
         if self._pulse:
             self._pulse.step(
@@ -155,6 +161,7 @@ class Trainer:
                 "learningRate": result.learning_rate,
                 "tokens": self._tokens,
                 "tokensPerSecond": round(speed, 1),
+                **{to_camel(name): value for name, value in result.metrics.items()},
             }
         )
         _log.info(
@@ -171,11 +178,11 @@ class Trainer:
     def _validate(self, done: int) -> None:
         if not self._prepared.validation_rows():
             return
-        loss = self._loop.validate(self._beat)
-        self._shown["validation_loss"] = loss
+        means = {f"validation_{name}": value for name, value in self._loop.validate(self._beat).items()}
+        self._shown |= means
         self._beat(metrics=self._shown)
-        self._write({"step": done, "validationLoss": loss})
-        _log.info("step %d/%d  validation loss %.4f", done, self._total_steps, loss)
+        self._write({"step": done, **{to_camel(name): value for name, value in means.items()}})
+        _log.info("step %d/%d  validation loss %.4f", done, self._total_steps, means["validation_loss"])
 
     def _save(self, step: Step) -> None:
         if self._log:
@@ -208,9 +215,35 @@ class Trainer:
             self._log.write({**row, "attempt": self._config.attempt, "time": now})
 
 
-def _final_metrics(rows: list[dict[str, Any]]) -> list[Metric]:
-    """Training loss of the last step; validation loss at the end and before the first step."""
-    losses = [row["loss"] for row in rows if "loss" in row]
-    validation = [row["validationLoss"] for row in rows if "validationLoss" in row]
-    values = {"loss": losses[-1:], "validation_loss": validation[-1:], "validation_loss_start": validation[:1]}
-    return [Metric(name=name, value=f"{value[0]:.6g}") for name, value in values.items() if value]
+def build_objective(config: TrainConfig, group: Group) -> Objective:
+    """The loss of the stage's type, with the models that it needs besides the one in training.
+
+    Raises:
+        BadConfiguration: the stage's JSON names no reference.
+    """
+    if config.type is not StageType.DPO:
+        return NextToken()
+    if config.reference is None or config.preference is None:
+        raise BadConfiguration("a dpo stage needs reference and preference", stage=config.stage)
+    model = load_reference(config.reference, config.precision, group.device, verify=group.is_first_of_pod)
+
+    def forward(batch: MicroBatch) -> torch.Tensor:
+        logits: torch.Tensor = model(batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+        return logits
+
+    return Pairwise(forward, config.preference)
+
+
+def _final_metrics(rows: list[dict[str, Any]], own: Sequence[str]) -> list[Metric]:
+    """Of the last step and the last validation; the validation loss before the first step, too.
+
+    `own`: names of the objective's metrics.
+    """
+    found = {}
+    for name in ("loss", *own, "validation_loss", *(f"validation_{name}" for name in own)):
+        values = [row[key] for row in rows if (key := to_camel(name)) in row]
+        if values:
+            found[name] = values[-1]
+            if name == "validation_loss":
+                found["validation_loss_start"] = values[0]
+    return [Metric(name=name, value=f"{value:.6g}") for name, value in found.items()]

@@ -11,13 +11,14 @@ Memory in bytes (states: Rajbhandari et al. 2020, table 1, with fp32 gradient ac
     AdamW        8 P, SGD 0     / W at ZeRO 1, 2 and 3
     activations  c t L (8 h + 2 k + 4 f); checkpointed: c t (L h + 8 h + 2 k + 4 f)
     logits       t V (c + 8): the model's, their fp32 copy and its gradient
+    reference    c P + t V (c + 4), whole on each process: `dpo` only, where t is twice as large (two answers)
 
 The activations count what one pre-norm decoder layer with a gated feed-forward keeps for its backward pass and memory-
 efficient attention (no t^2 term): 8 h for norms, query, attention's output, its projection and the residuals, 2 k for
 key and value, 4 f for gate, up, activation and product.
 
-Time: (6 P + 6 L h maxLength) floating-point operations a token, a third more with gradient checkpointing, at the
-sustained rate of `FLOPS` for each process.
+Time: (6 P + 6 L h maxLength) floating-point operations a token, a third more with gradient checkpointing, a third more
+with a reference (its forward pass), at the sustained rate of `FLOPS` for each process.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab_trainer.config import PrepareStage
+from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import Contract, Optimizer, Precision
 
@@ -102,12 +103,14 @@ def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:
     parts = [world if stage.zero_stage >= level else 1 for level in (1, 2, 3)]
     states = (4 if stage.precision is Precision.BF16 else 0) + (8 if recipe.optimizer is Optimizer.ADAMW else 0)
     fixed = shape.parameters * (states / parts[0] + 4 / parts[1] + width / parts[2])
-    batch = recipe.micro_batch_size * stage.max_length
+    has_reference = stage.type is StageType.DPO
+    batch = recipe.micro_batch_size * stage.max_length * (2 if has_reference else 1)
     layer = 8 * shape.hidden + 2 * shape.key_value + 4 * shape.feed_forward
     kept = shape.layers * shape.hidden + layer if recipe.gradient_checkpointing else shape.layers * layer
     memory = fixed + batch * width * kept + batch * shape.vocabulary * (width + 8)
+    if has_reference:
+        memory += shape.parameters * width + batch * shape.vocabulary * (width + 4)
     operations = tokens * (6 * shape.parameters + 6 * shape.layers * shape.hidden * stage.max_length)
-    if recipe.gradient_checkpointing:
-        operations = operations * 4 // 3
+    operations = operations * (3 + recipe.gradient_checkpointing + has_reference) // 3
     rate = FLOPS[stage.accelerator, stage.precision] * world
     return Estimate(math.ceil(memory), math.ceil(operations / rate))

@@ -10,7 +10,7 @@ import numpy as np
 
 from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.data.mixture import epoch_generator, epoch_records, hold_out, quotas
-from trimtab_trainer.data.pack import document_rows, record_rows, shuffle_rows
+from trimtab_trainer.data.pack import document_rows, pair_rows, record_rows, shuffle_rows
 from trimtab_trainer.data.store import VALIDATION, Int64, RowPlan, TokenStore, epoch_name, write_plan
 from trimtab_trainer.errors import BadData
 
@@ -67,7 +67,7 @@ def plan_rows(stage: PrepareStage, store: TokenStore, by_set: Sequence[Int64], f
     for epoch in range(recipe.epochs):
         records = epoch_records(training, quota, recipe.seed, epoch)
         plan = shuffle_rows(
-            _rows(stage, records, lengths[records]),
+            _rows(stage, records, lengths),
             epoch_generator(recipe.seed, epoch),
             keep_last=stage.type is StageType.PRETRAIN,
         )
@@ -82,10 +82,12 @@ def plan_rows(stage: PrepareStage, store: TokenStore, by_set: Sequence[Int64], f
         if steps == recipe.max_steps:
             break
     if len(held):
-        write_plan(folder, VALIDATION, _rows(stage, held, lengths[held]), store)
+        write_plan(folder, VALIDATION, _rows(stage, held, lengths), store)
     return Planned(sum(quota), tokens, all_tokens, len(held), epoch_rows, steps)
 
 
 def _rows(stage: PrepareStage, records: Int64, lengths: Int64) -> RowPlan:
+    if stage.type is StageType.DPO:
+        return pair_rows(records, lengths, stage.max_length, stage.packing)
     build = document_rows if stage.type is StageType.PRETRAIN else record_rows
-    return build(records, lengths, stage.max_length, stage.packing)
+    return build(records, lengths[records], stage.max_length, stage.packing)

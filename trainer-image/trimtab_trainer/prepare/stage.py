@@ -15,7 +15,7 @@ import structlog
 from trimtab_trainer import manifest
 from trimtab_trainer.config import PreparedStage, PrepareStage, StageType
 from trimtab_trainer.data.encode import EncoderSettings
-from trimtab_trainer.data.records import Document, InvalidRecord
+from trimtab_trainer.data.records import InvalidRecord, texts_of
 from trimtab_trainer.data.store import PreparedInfo, TokenStore, write_info
 from trimtab_trainer.data.tokenizer import (
     copy_tokenizer,
@@ -167,10 +167,8 @@ def _texts(stage: PrepareStage, sets: Sequence[DataSet]) -> Iterator[str]:
     for place, record in read_all(sets, stage.type, Recognised()):
         if isinstance(record, InvalidRecord):
             rejects.invalid(place, record)
-        elif isinstance(record, Document):
-            yield record.text
         else:
-            yield from (message.content for message in record.messages)
+            yield from texts_of(record)
 
 
 def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,10 @@ from trimtab_trainer.settings import OnTooLong
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The records of each data set (int64 record ids, in the order of `sets`), and what happened on the way."""
+    """The records of each data set, in the order of `sets`, and what happened on the way.
+
+    A record is its first text's id, int64; a pair's second text has the next one.
+    """
 
     by_set: list[Int64]
     dropped: int
@@ -47,8 +50,9 @@ def tokenize(
             for file in data.files:
                 writer.add_file(file.name)
         results = encode_all(encoder, read_all(sets, stage.type, recognised), sum(data.size for data in sets))
-        for place, encoded, cut in _usable(results, stage, rejects):
-            by_set[place.source].append(writer.append(encoded.ids, encoded.loss_mask, place.file, place.line))
+        for place, texts, cut in _usable(results, stage, rejects):
+            first, *_ = [writer.append(text.ids, text.loss_mask, place.file, place.line) for text in texts]
+            by_set[place.source].append(first)
             truncated += cut
     for data, records in zip(sets, by_set, strict=True):
         if not records:
@@ -58,24 +62,27 @@ def tokenize(
     return Tokenized(counts, rejects.dropped, truncated, recognised), TokenStore(folder, writer.dtype)
 
 
-def _usable(results: Iterator[Result], stage: PrepareStage, rejects: Rejects) -> Iterator[tuple[Place, Encoded, bool]]:
+def _usable(
+    results: Iterator[Result], stage: PrepareStage, rejects: Rejects
+) -> Iterator[tuple[Place, tuple[Encoded, ...], bool]]:
     """Records that stay, each with whether it was truncated."""
     for place, result in results:
         if isinstance(result, InvalidRecord):
             rejects.invalid(place, result)
             continue
-        cut = stage.type is not StageType.PRETRAIN and len(result.ids) > stage.max_length
+        longest = max(len(text.ids) for text in result)
+        cut = stage.type is not StageType.PRETRAIN and longest > stage.max_length
         if cut:
-            cause = f"{len(result.ids)} tokens are more than maxLength = {stage.max_length}"
+            cause = f"{longest} tokens are more than maxLength = {stage.max_length}"
             if stage.on_too_long is OnTooLong.FAIL:
                 raise BadData(f"{place}: {cause}; raise maxLength, shorten it, or set onTooLong to truncate or drop")
             if stage.on_too_long is OnTooLong.DROP:
                 rejects.drop(place, InvalidRecord(cause, "raise maxLength"))
                 continue
-            result = replace(
-                result, ids=result.ids[: stage.max_length], loss_mask=result.loss_mask[: stage.max_length].copy()
+            result = tuple(
+                Encoded(text.ids[: stage.max_length], text.loss_mask[: stage.max_length].copy()) for text in result
             )
-        if result.loss_mask[1:].any():
+        if all(text.loss_mask[1:].any() for text in result):
             yield place, result, cut
         elif cut:
             rejects.drop(

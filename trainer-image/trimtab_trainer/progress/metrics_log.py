@@ -49,9 +49,9 @@ class MetricsLog:
         """Append one row; it has a `step`."""
         self._out.write(json.dumps(row) + "\n")
         self._out.flush()
-        for name in ("loss", "gradientNorm", "learningRate", "tokensPerSecond", "validationLoss"):
-            if name in row:
-                self._board.add_scalar(name, row[name], row["step"])
+        for name, value in row.items():
+            if isinstance(value, float) and name != "epoch":
+                self._board.add_scalar(name, value, row["step"])
 
     def sync(self) -> None:
         """Flush the rows to disk."""

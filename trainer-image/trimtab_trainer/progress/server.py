@@ -57,10 +57,14 @@ class StageCollector(Collector):
         )
         yield self._gauge("mfu", "Model FLOP utilisation, 0 to 1; absent where the peak is not known.", beat.mfu)
         helps = {
-            "loss": "Training loss of the last step, nats per loss-bearing token.",
+            "loss": "Training loss of the last step: nats per loss-bearing token, or per pair.",
             "gradient_norm": "Global gradient norm of the last step, before clipping.",
             "learning_rate": "Learning rate of the last step.",
-            "validation_loss": "Last validation loss, nats per loss-bearing token.",
+            "validation_loss": "Last validation loss: nats per loss-bearing token, or per pair.",
+            "accuracy": "Pairs of the last step whose chosen answer has the larger reward, 0 to 1.",
+            "rewards_margin": "Mean difference of the rewards of chosen and rejected in the last step.",
+            "validation_accuracy": "As accuracy, of the held-out pairs.",
+            "validation_rewards_margin": "As rewards_margin, of the held-out pairs.",
         }
         for name, text in helps.items():
             yield self._gauge(name, text, beat.metrics.get(name))
