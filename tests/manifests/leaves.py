@@ -13,7 +13,16 @@ from trimtab_operator.api.crd import RESOURCES, crd
 Place = tuple[str, ...]
 """Keys from `spec` on; `[]` stands for an item of a list, `{key}` and `{value}` for those of a map."""
 
-BASES: dict[str, Callable[..., Manifest]] = {"FineTuneJob": job, "ModelEndpoint": endpoint}
+
+def job_of_every_type() -> Manifest:
+    """One stage of each type, in the order of `_TYPES`."""
+    made = job()
+    made["spec"]["stages"].append({"name": "prefer", "from": "chat", "dpo": {"data": [_ITEMS["data"]]}})
+    return made
+
+
+BASES: dict[str, Callable[..., Manifest]] = {"FineTuneJob": job_of_every_type, "ModelEndpoint": endpoint}
+_TYPES = ("pretrain", "sft", "dpo")
 _ITEMS: dict[str, Any] = {
     "data": {"uri": "pvc://models/text.jsonl"},
     "env": {"name": "SOME", "value": "x"},
@@ -80,5 +89,5 @@ def manifest_with(kind: str, place: Place, value: Any) -> Manifest:
 
 
 def _position(parent: str, place: Place) -> int:
-    """Of the item: the base's second stage is the one with `sft`."""
-    return int(parent == "stages" and "sft" in place)
+    """Of the item: the stage that has the type in question."""
+    return next((i for i, name in enumerate(_TYPES) if parent == "stages" and name in place), 0)

@@ -13,6 +13,7 @@ from trimtab_trainer.algorithms.causal_lm import segment_log_probs
 from trimtab_trainer.algorithms.preference import preference_losses
 from trimtab_trainer.data.store import Row
 from trimtab_trainer.engine.batches import MicroBatch, collate
+from trimtab_trainer.engine.model import disable_dropout
 from trimtab_trainer.engine.objectives import Pairwise
 from trimtab_trainer.settings import Preference, PreferenceLoss
 
@@ -106,7 +107,7 @@ def test_d6_packed_and_padded_pairs_have_the_log_probs_and_gradients_of_each_ans
         margins.append(log_prob(policy, chosen) - log_prob(policy, rejected) - held)
         total = total + torch.log1p(torch.exp(-0.3 * margins[-1]))
     total.backward()
-    assert float(sums.loss) == pytest.approx(float(total), rel=1e-5)
+    assert float(sums.loss.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
     assert float(sums.metrics["rewards_margin"]) == pytest.approx(0.3 * sum(map(float, margins)), abs=1e-4)
     assert float(sums.metrics["accuracy"]) == sum(float(margin) > 0 for margin in margins)
     for one, other in zip(packed, (p.grad for p in policy.parameters() if p.grad is not None), strict=True):
@@ -119,6 +120,18 @@ def test_d2_a_model_that_is_its_reference(models: list[PreTrainedModel]) -> None
     assert float(sums.loss) == pytest.approx(2 * math.log(2), abs=1e-7)
     assert float(sums.metrics["rewards_margin"]) == 0
     assert float(sums.metrics["accuracy"]) == 1.0, "half of each pair: a tie"
+
+
+def test_d3_dropout_would_move_the_first_loss_and_is_off(models: list[PreTrainedModel]) -> None:
+    config = AutoConfig.for_model("llama", **TINY, initializer_range=0.3, attention_dropout=0.3)
+    policy = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
+    policy.load_state_dict(models[0].state_dict())
+    batch = collate([pairs(CHOSEN, REJECTED, [8, 2], CHOSEN)], padding_id=1)
+    objective = Pairwise(lambda each: forward(models[0], each), Preference())
+    assert float(objective.sums(forward(policy, batch), batch).loss) != pytest.approx(2 * math.log(2), abs=1e-4)
+    disable_dropout(policy)
+    assert float(objective.sums(forward(policy, batch), batch).loss) == pytest.approx(2 * math.log(2), abs=1e-7)
+    assert policy.config.attention_dropout == 0.3
 
 
 def test_a_micro_batch_without_pairs_has_sums_of_zero_and_gradients_of_zero(models: list[PreTrainedModel]) -> None:

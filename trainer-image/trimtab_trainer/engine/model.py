@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trimtab_trainer import manifest
-from trimtab_trainer.config import Artifact, TrainConfig
+from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import Precision
@@ -20,7 +20,10 @@ DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 
 
 def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> PreTrainedModel:
-    """The stage's starting weights in the stage's precision, on the CPU; dropout as the model's configuration says.
+    """The stage's starting weights in the stage's precision, on the CPU.
+
+    Dropout is as the model's configuration says; off in `dpo`, where it would be noise in each comparison with the
+    reference.
 
     Args:
         config: the stage.
@@ -42,10 +45,22 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
             "use the tokenizer that belongs to the model, or set vocab_size in model.config",
             stage=config.stage,
         )
+    if config.type is StageType.DPO:
+        disable_dropout(model)
     if config.recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
     return model
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Turn every dropout off, and leave the configuration, which the result will have, as it is."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):  # what transformers' attention functions are given
+                setattr(module, name, 0.0)
 
 
 def load_reference(reference: Artifact, precision: Precision, device: torch.device, *, verify: bool) -> PreTrainedModel:
