@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab_operator.api.finetunejob import FineTuneJobSpec
-from trimtab_operator.api.stage import Stage, Task
+from trimtab_operator.api.stage import STAGE_TYPES, Stage, Task
 from trimtab_operator.core.quantity import number
 from trimtab_trainer.config import StageType
 from trimtab_trainer.settings import Checkpoint, Precision, Recipe
@@ -79,7 +79,7 @@ def _effective(stage: Stage) -> Effective:
         raise ValueError(f"stage {stage.name}: no stage type is set")
     return Effective(
         stage=stage,
-        type=StageType(type(task).__name__.lower()),
+        type=StageType(next(name for name in STAGE_TYPES if getattr(stage, name) is not None)),
         task=task,
         nodes=stage.nodes or 1,
         processes=stage.processes_per_node or accelerators(stage) or 1,

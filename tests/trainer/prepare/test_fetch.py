@@ -107,7 +107,7 @@ def test_s3_object_and_prefix(keys: Path, tmp_path: Path) -> None:
     source = {"uri": "s3://data/chat.jsonl", "secretPath": str(keys)}
     report = run(tmp_path / "root", {**sft(), "data": [source]})
     assert report.stages[0].records == 12
-    assert opened(tmp_path / "root", report).record_name(3) == "chat.jsonl:4"
+    assert opened(tmp_path / "root", report).record_names([3]) == ["chat.jsonl:4"]
 
 
 def test_s3_what_is_missing_is_named(keys: Path, tmp_path: Path) -> None:

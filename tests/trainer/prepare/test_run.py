@@ -114,7 +114,7 @@ def test_a_folder_gives_its_data_files_only(tmp_path: Path) -> None:
     for name in ("LICENSE", "README.md", "readme.txt", "dataset_info.json"):
         (tmp_path / "data" / name).write_text("about")
     prepared = opened(tmp_path / "root", run(tmp_path / "root", sft((tmp_path / "data").as_uri())))
-    assert [prepared.record_name(i) for i in range(4)] == ["a/c.jsonl:1", "a/c.jsonl:2", "b.jsonl:1", "b.jsonl:2"]
+    assert prepared.record_names(range(4)) == ["a/c.jsonl:1", "a/c.jsonl:2", "b.jsonl:1", "b.jsonl:2"]
     sample = (prepared.folder / "sample.txt").read_text()
     assert "a/c.jsonl: OpenAI chat, 2 records" in sample
     assert "<|user|>What is 0?<|end|><|assistant|>It is 0.<|end|>" in sample
@@ -262,7 +262,7 @@ def test_held_out_data_of_their_own(tmp_path: Path) -> None:
     report = run(tmp_path / "root", sft(data.as_uri(), validation={"data": [{"uri": own.as_uri()}]}))
     prepared = opened(tmp_path / "root", report)
     held = [record for i in range(prepared.validation_rows()) for record in prepared.validation_row(i).record_ids]
-    assert sorted(prepared.record_name(record) for record in held) == [f"held.jsonl:{i}" for i in range(1, 5)]
+    assert sorted(prepared.record_names(held)) == [f"held.jsonl:{i}" for i in range(1, 5)]
 
 
 def test_a_full_volume_is_a_storage_error(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_records_are_named_by_file_and_line(tmp_path: Path) -> None:
     first = write_jsonl(tmp_path / "a.jsonl", chats(3))
     second = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "p", "completion": "c"}])
     prepared = opened(tmp_path / "root", run(tmp_path / "root", sft(first.as_uri(), second.as_uri())))
-    assert [prepared.record_name(i) for i in range(4)] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
+    assert prepared.record_names(range(4)) == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
 
 
 def test_a_changed_byte_is_found(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -264,12 +264,11 @@ class PreparedData:
         """Segments of the held-out rows [start, stop)."""
         return self._segments(VALIDATION, start, stop)
 
-    def record_name(self, record_id: int) -> str:
-        """`file:line` of a record, for messages."""
+    def record_names(self, record_ids: Iterable[int]) -> list[str]:
+        """`file:line` of records, for messages; each once, as a pair's two texts have the same."""
         names: Sequence[str] = json.loads((self.folder / "files.json").read_bytes())
-        file = np.load(self.folder / "file_of_record.npy", mmap_mode="r")[record_id]
-        line = np.load(self.folder / "line_of_record.npy", mmap_mode="r")[record_id]
-        return f"{names[file]}:{line}"
+        file, line = (np.load(self.folder / f"{what}_of_record.npy", mmap_mode="r") for what in ("file", "line"))
+        return list(dict.fromkeys(f"{names[file[record]]}:{line[record]}" for record in record_ids))
 
     def _plan(self, name: str) -> tuple[Int64, Int64, Int64]:
         if name not in self._plans:

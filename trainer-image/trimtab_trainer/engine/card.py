@@ -20,7 +20,9 @@ def write_card(
     unit = "pair" if config.type is StageType.DPO else "loss-bearing token"
     _plot(folder / _PLOT, rows, unit)
     metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
-    recipe = json.dumps(config.recipe.model_dump(mode="json", by_alias=True), indent=2)
+    settings = config.recipe.model_dump(mode="json", by_alias=True)
+    if config.preference:
+        settings["preference"] = config.preference.model_dump(mode="json", by_alias=True)
     base = f"`{config.model.digest}`" if config.model else "random weights"
     text = f"""---
 library_name: transformers
@@ -50,7 +52,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 ## Recipe
 
 ```json
-{recipe}
+{json.dumps(settings, indent=2)}
 ```
 """
     (folder / "README.md").write_text(text, encoding="utf-8")

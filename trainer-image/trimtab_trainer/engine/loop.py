@@ -122,13 +122,12 @@ class Loop:
             yield collate(chunk, padding_id).to(self._engine.device), sum(len(row.input_ids) for row in chunk)
 
     def _diverged(self, step: Step, what: str) -> TrainingFailed:
-        records = dict.fromkeys(
-            record for i in range(step.start, step.stop) for record in self._prepared.row(step.epoch, i).record_ids
-        )
-        names = [self._prepared.record_name(record) for record in list(records)[:_NAMED_RECORDS]]
-        more = f" and {len(records) - len(names)} more" if len(records) > len(names) else ""
+        rows = (self._prepared.row(step.epoch, i) for i in range(step.start, step.stop))
+        names = self._prepared.record_names(record for row in rows for record in row.record_ids)
+        shown = ", ".join(names[:_NAMED_RECORDS])
+        more = f" and {len(names) - _NAMED_RECORDS} more" if len(names) > _NAMED_RECORDS else ""
         return TrainingFailed(
-            f"step {step.index + 1}: {what}; the step's records: {', '.join(names)}{more}; look at these records, "
+            f"step {step.index + 1}: {what}; the step's records: {shown}{more}; look at these records, "
             "lower train.learningRate or lengthen train.warmupRatio",
             reason="NotFinite",
             stage=self._config.stage,
