@@ -23,7 +23,7 @@ STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.
 
 .PHONY: help setup demo test check lint images test-repo test-unit test-chart test-trainer test-serving test-local \
 	test-controlplane test-cluster test-faults \
-	bench-operator generate verify requirements clean
+	bench-operator bench-children generate verify requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,10 @@ TABLE := bench/README.md
 bench-operator: setup ## Measure the operator with many jobs against a bare loop
 	$(PYTHON) tests/kubernetes/build.py
 	$(PYTHON) -m bench.operator --jobs $(JOBS) --rest-seconds $(REST) --outage-seconds $(OUTAGE) --write $(TABLE)
+
+bench-children: setup ## The part of bench-operator until the children of all jobs exist
+	$(PYTHON) tests/kubernetes/build.py
+	$(PYTHON) -m bench.operator --jobs $(JOBS) --children
 
 # For machines without a GPU: IMAGE_FLAGS="--build-arg REQUIREMENTS=serving-cpu.txt --build-arg PACKAGES=libnuma1"
 images: ## Build the three images with docker or buildah, whichever works here

@@ -7,7 +7,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from bench.operator.run import BenchError, Run, measure, measure_floor, record_one
+from bench.operator.run import BenchError, Run, measure, measure_children, measure_floor, record_one
 from bench.operator.table import machine, table, write
 from tests.kubernetes.build import binaries
 
@@ -31,15 +31,30 @@ async def bench(jobs: list[int], rest_seconds: float, outage_seconds: float) -> 
     return runs
 
 
+async def bench_children(jobs: list[int]) -> None:
+    """Each size: the floor's first writes, then the operator's."""
+    found = binaries()
+    recording = (await record_one(found)).until_children()
+    for count in jobs:
+        floor = (await measure_floor(found, POLICY, recording, count)).children
+        children = (await measure_children(found, POLICY, count)).children_seconds
+        ratio = f"{children / floor:.2f} times the bare loop's {floor:.1f} s"
+        print(f"{count} jobs: children after {children:.1f} s, {ratio}", flush=True)
+
+
 def main() -> None:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(prog="bench.operator", description=__doc__)
     parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 5000])
     parser.add_argument("--rest-seconds", type=float, default=60, help="how long the operator is watched at rest")
     parser.add_argument("--outage-seconds", type=float, default=60, help="of 503, with the last size; 0 leaves it out")
+    parser.add_argument("--children", action="store_true", help="end when the children exist; no table")
     parser.add_argument("--write", type=Path, help="file whose marked part becomes the table")
     arguments = parser.parse_args()
     try:
+        if arguments.children:
+            asyncio.run(bench_children(arguments.jobs))
+            return
         runs = asyncio.run(bench(arguments.jobs, arguments.rest_seconds, arguments.outage_seconds))
     except BenchError as error:
         sys.exit(f"bench-operator: {error}")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,10 @@ class Recording:
             for index, write in enumerate(self.writes)
             if write.method == "apply_status" and "jobUID" in write.body["status"].get("prepare", {})
         )
+
+    def until_children(self) -> Recording:
+        """The first of the writes only: until the first children exist and the status tells of them."""
+        return replace(self, writes=self.writes[: self.children])
 
     def of(self, name: str, uid: str) -> list[Recorded]:
         """The same writes for another job."""

@@ -140,7 +140,8 @@ async def measure(binaries: Path, policy: Path, jobs: int, rest_seconds: float, 
         async with client(control_plane.kubeconfig()) as user:
             with Operator(control_plane) as operator:
                 sampler = Sampler(operator, run)
-                await _burst(control_plane, user, log, sampler, run)
+                await _children(user, log, sampler, run)
+                await _complete(control_plane, log, sampler, run)
                 await _at_rest(operator, sampler.process, run, rest_seconds)
                 await _nudge(user, operator, run)
                 await _probe(user, log, sampler, run)
@@ -150,22 +151,41 @@ async def measure(binaries: Path, policy: Path, jobs: int, rest_seconds: float, 
     return run
 
 
-async def _burst(control_plane: ControlPlane, user: ApiServer, log: AuditLog, sampler: Sampler, run: Run) -> None:
-    """All jobs at once: first their children, then, when pods may run, their completion."""
-    patience = 180 + run.jobs * 0.3
+async def measure_children(binaries: Path, policy: Path, jobs: int) -> Run:
+    """The operator with so many jobs, until their first children exist."""
+    run = Run(jobs)
+    with cluster(binaries, jobs, policy) as control_plane:
+        log = AuditLog(control_plane.root / "audit.log")
+        async with client(control_plane.kubeconfig()) as user:
+            with Operator(control_plane) as operator:
+                await _children(user, log, Sampler(operator, run), run)
+    return run
+
+
+async def _children(user: ApiServer, log: AuditLog, sampler: Sampler, run: Run) -> None:
+    """All jobs at once, while no pod may run."""
 
     def told() -> bool:
         counts = Counter(write.name for write in log.by(OPERATOR, STATUS))
         return sum(count >= 2 for count in counts.values()) >= run.jobs
 
     creation = asyncio.create_task(at_once([partial(submit, user, name) for name in names(run.jobs)]))
-    await sampler.until(told, "the children of all jobs exist", patience)
+    await sampler.until(told, "the children of all jobs exist", _patience(run))
     await creation
     began = min(write.received for write in log.by(USER, "finetunejobs"))
     run.children_seconds = _last_second_status(log) - began
+
+
+def _patience(run: Run) -> float:
+    """Seconds for one phase of all jobs."""
+    return 180 + run.jobs * 0.3
+
+
+async def _complete(control_plane: ControlPlane, log: AuditLog, sampler: Sampler, run: Run) -> None:
+    """Pods may run, until all jobs are complete."""
     released = time.time()
     await asyncio.to_thread(control_plane.start_kwok)
-    await sampler.until(lambda: sampler.succeeded >= run.jobs, "all jobs are complete", patience)
+    await sampler.until(lambda: sampler.succeeded >= run.jobs, "all jobs are complete", _patience(run))
     run.complete_seconds = run.children_seconds + max(write.answered for write in log.by(OPERATOR, STATUS)) - released
     run.cpu_busy_seconds = sampler.process.cpu_seconds()
     await _quiet(log)
