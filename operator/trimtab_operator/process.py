@@ -30,6 +30,9 @@ _SWITCH_SECONDS = 0.001
 """For so long kopf's thread may keep the loop from going on; Python's default of 5 ms, paid at each system call while
 both are busy, would be most of the time of a request."""
 
+_GARBAGE_THRESHOLDS = (10_000, 20, 20)
+"""Python's own (700, 10, 10) would search for cycles among the objects of a burst again and again; there are few."""
+
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -42,6 +45,7 @@ async def run(settings: Settings) -> None:
         WorkEnded: A part of the work ended by itself.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
