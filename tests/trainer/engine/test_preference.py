@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.trainer.engine.stages import TINY_LLAMA
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trimtab_trainer.algorithms.causal_lm import segment_log_probs
@@ -17,14 +18,6 @@ from trimtab_trainer.engine.model import disable_dropout
 from trimtab_trainer.engine.objectives import Pairwise
 from trimtab_trainer.settings import Preference, PreferenceLoss
 
-TINY = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 MARGIN = torch.tensor([(-10 + 11) - (-12 + 11.5)])
 """Of log-probabilities -10 and -12 where the reference has -11 and -11.5."""
 PROMPT, CHOSEN, REJECTED = [5, 9, 13], [7, 21, 2], [30, 31, 32, 33, 2]
@@ -53,7 +46,7 @@ def models() -> list[PreTrainedModel]:
     made = []
     for seed in (3, 4):
         torch.manual_seed(seed)
-        config = AutoConfig.for_model("llama", **TINY, initializer_range=0.3)
+        config = AutoConfig.for_model(**TINY_LLAMA, initializer_range=0.3)
         made.append(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
     return made
 
@@ -123,7 +116,7 @@ def test_d2_a_model_that_is_its_reference(models: list[PreTrainedModel]) -> None
 
 
 def test_d3_dropout_would_move_the_first_loss_and_is_off(models: list[PreTrainedModel]) -> None:
-    config = AutoConfig.for_model("llama", **TINY, initializer_range=0.3, attention_dropout=0.3)
+    config = AutoConfig.for_model(**TINY_LLAMA, initializer_range=0.3, attention_dropout=0.3)
     policy = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
     policy.load_state_dict(models[0].state_dict())
     batch = collate([pairs(CHOSEN, REJECTED, [8, 2], CHOSEN)], padding_id=1)

@@ -198,6 +198,7 @@ def test_a_pair_of_several_turns_differs_in_the_last_one_only(tmp_path: Path) ->
         ({"prompt": "q", "chosen": 3, "rejected": "b"}, "'chosen' is a int, not text"),
         ({"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "turn 1 of 'chosen'"),
         ({"chosen": "q: a", "rejected": "q: b"}, "'chosen' is no conversation"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "tools": "f"}, "'tools' is a str, not a list"),
         ({"input": [], "preferred_output": turns("a"), "non_preferred_output": turns("b")}, "'input' is a list"),
     ],
 )

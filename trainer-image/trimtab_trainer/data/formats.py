@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from trimtab_trainer.config import StageType
 from trimtab_trainer.data.files import DataFile, Row, Rows, read_rows
-from trimtab_trainer.data.messages import checked, filled, messages_of, value_of
+from trimtab_trainer.data.messages import checked, filled, messages_of, tools_of, value_of
 from trimtab_trainer.data.preferences import explicit_pair, implicit_pair, openai_pair
 from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message, Record
 from trimtab_trainer.errors import BadData
@@ -115,10 +115,7 @@ def _document(row: Row) -> Record:
 
 
 def _chat(row: Row) -> Record:
-    tools = row.get("tools")
-    if tools is not None and not isinstance(tools, list):
-        raise InvalidRecord(f"'tools' is a {type(tools).__name__}, not a list", "write a list of JSON schemas")
-    return Conversation(messages_of(value_of(row, "messages"), "messages"), tools or None)
+    return Conversation(messages_of(value_of(row, "messages"), "messages"), tools_of(row))
 
 
 def _sharegpt(row: Row) -> Record:

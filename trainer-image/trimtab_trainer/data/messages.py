@@ -53,6 +53,14 @@ def filled(row: Row, key: str) -> str:
     return text
 
 
+def tools_of(row: Row) -> list[Any] | None:
+    """JSON schemas of the tools that the model may call; None without any."""
+    tools = row.get("tools")
+    if tools is not None and not isinstance(tools, list):
+        raise InvalidRecord(f"'tools' is a {type(tools).__name__}, not a list", "write a list of JSON schemas")
+    return tools or None
+
+
 def messages_of(value: Any, key: str) -> list[Message]:
     """A list of messages, in OpenAI's or ShareGPT's form."""
     if not isinstance(value, list) or not value:

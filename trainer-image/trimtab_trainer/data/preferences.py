@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from trimtab_trainer.data.files import Row
-from trimtab_trainer.data.messages import filled, messages_of, value_of
+from trimtab_trainer.data.messages import filled, messages_of, tools_of, value_of
 from trimtab_trainer.data.records import Conversation, InvalidRecord, Message, Pair
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -20,13 +20,13 @@ def explicit_pair(row: Row) -> Pair:
     """`prompt`, `chosen`, `rejected`: texts or messages; messages may repeat the prompt."""
     prompt = _turns(value_of(row, "prompt"), "prompt", "user")
     chosen, rejected = (_answered(prompt, _turns(value_of(row, key), key, "assistant")) for key in _SIDES)
-    return _pair(chosen, rejected, row.get("tools") or None)
+    return _pair(chosen, rejected, tools_of(row))
 
 
 def implicit_pair(row: Row) -> Pair:
     """`chosen`, `rejected`: whole conversations, as messages or in the text form of hh-rlhf."""
     chosen, rejected = (_conversation(value_of(row, key), key) for key in _SIDES)
-    return _pair(chosen, rejected, None)
+    return _pair(chosen, rejected, tools_of(row))
 
 
 def openai_pair(row: Row) -> Pair:
@@ -38,7 +38,7 @@ def openai_pair(row: Row) -> Pair:
     chosen, rejected = (
         prompt + messages_of(value_of(row, key), key) for key in ("preferred_output", "non_preferred_output")
     )
-    return _pair(chosen, rejected, given.get("tools") or None)
+    return _pair(chosen, rejected, tools_of(given))
 
 
 _SIDES = ("chosen", "rejected")

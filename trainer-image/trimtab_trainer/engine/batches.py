@@ -95,7 +95,12 @@ def collate(rows: Sequence[Row], padding_id: int) -> MicroBatch:
         loss_mask[i, :size] = torch.from_numpy(row.loss_mask)
         lengths = [*row.segment_lengths, length - size] if size < length else row.segment_lengths
         position_ids[i] = torch.cat([torch.arange(n) for n in lengths])
-    loss_tokens = (
-        int(part.sum()) for row in rows for part in np.split(row.loss_mask, np.cumsum(row.segment_lengths)[:-1])
-    )
-    return MicroBatch(input_ids, position_ids, loss_mask, tuple(loss_tokens))
+    loss_tokens = tuple(count for row in rows for count in _loss_tokens(row))
+    return MicroBatch(input_ids, position_ids, loss_mask, loss_tokens)
+
+
+def _loss_tokens(row: Row) -> list[int]:
+    """Loss-bearing tokens of each segment."""
+    starts = np.cumsum([0, *row.segment_lengths[:-1]])
+    counts: list[int] = np.add.reduceat(row.loss_mask, starts, dtype=np.int64).tolist()
+    return counts
