@@ -62,8 +62,10 @@ class StageCollector(Collector):
             "learning_rate": "Learning rate of the last step.",
             "validation_loss": "Last validation loss: nats per loss-bearing token, or per pair.",
             "accuracy": "Pairs of the last step whose chosen answer has the larger reward, 0 to 1.",
+            "rewards_chosen": "Mean reward of the chosen answers of the last step.",
             "rewards_margin": "Mean difference of the rewards of chosen and rejected in the last step.",
             "validation_accuracy": "As accuracy, of the held-out pairs.",
+            "validation_rewards_chosen": "As rewards_chosen, of the held-out pairs.",
             "validation_rewards_margin": "As rewards_margin, of the held-out pairs.",
         }
         for name, text in helps.items():
