@@ -18,7 +18,7 @@ from tests.trainer.engine.stages import stage
 from torch.nn.functional import cross_entropy
 
 from trimtab_trainer.config import Artifact, TrainConfig
-from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.data.store import VALIDATION, PreparedData
 from trimtab_trainer.engine import loop, objectives
 from trimtab_trainer.engine.batches import MicroBatch, plan_steps
 from trimtab_trainer.engine.distributed import Group
@@ -82,7 +82,7 @@ def run_cell(config: TrainConfig, prepared: PreparedData, group: Group, objectiv
     engine = Engine(load_model(config, prepared, verify=False), config)
     trainer = loop.Loop(engine, group, prepared, config, objective, lambda: False)
     results = [trainer.step(step) for step in plan_steps(prepared.info.epoch_rows, 4, prepared.info.total_steps)]
-    validation = trainer.validate(lambda: None)
+    validation = trainer.validate(VALIDATION, lambda: None)
     weights = engine.weights()
     if group.is_first:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out.with_suffix(".safetensors"))

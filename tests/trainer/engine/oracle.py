@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trimtab_trainer.data.store import PreparedData, Row
+from trimtab_trainer.data.store import VALIDATION, PreparedData, Row
 
 
 @dataclass
@@ -57,7 +57,7 @@ def train(prepared: PreparedData, recipe: dict, optimizer_name: str, losses_of: 
             optimizer.step()
             losses.append(float(loss.detach()))
     with torch.no_grad():
-        held_out = [prepared.validation_row(i) for i in range(prepared.validation_rows())]
+        held_out = [prepared.row(VALIDATION, i) for i in range(prepared.rows(VALIDATION))]
         validation = float(torch.cat([losses_of(model, row) for row in held_out]).mean())
     return Oracle({n: p.detach() for n, p in model.named_parameters()}, losses, norms, validation)
 

@@ -13,6 +13,7 @@ from tests.trainer.small_volume import small_volume
 
 from trimtab_trainer import prepare
 from trimtab_trainer.config import Artifact, dump_report
+from trimtab_trainer.data.store import VALIDATION
 from trimtab_trainer.data.tokenizer import load_tokenizer
 from trimtab_trainer.errors import BadConfiguration, BadData, InputMissing, StageError, StorageError
 from trimtab_trainer.prepare import stage as stage_module
@@ -261,7 +262,7 @@ def test_held_out_data_of_their_own(tmp_path: Path) -> None:
     own = write_jsonl(tmp_path / "held.jsonl", chats(4))
     report = run(tmp_path / "root", sft(data.as_uri(), validation={"data": [{"uri": own.as_uri()}]}))
     prepared = opened(tmp_path / "root", report)
-    held = [record for i in range(prepared.validation_rows()) for record in prepared.validation_row(i).record_ids]
+    held = [record for i in range(prepared.rows(VALIDATION)) for record in prepared.row(VALIDATION, i).record_ids]
     assert sorted(prepared.record_names(held)) == [f"held.jsonl:{i}" for i in range(1, 5)]
 
 
@@ -288,7 +289,7 @@ def test_pairs_become_rows_of_chosen_and_rejected(tmp_path: Path, packing: bool)
     prepared = opened(root, report, 1)
     assert (prepared.info.records, prepared.info.validation_records) == (24, 6)
     assert prepared.segments(0, 0, prepared.rows(0)) == 48
-    assert prepared.validation_segments(0, prepared.validation_rows()) == 12
+    assert prepared.segments(VALIDATION, 0, prepared.rows(VALIDATION)) == 12
     assert (prepared.rows(0) == 24) is not packing
     tokenizer = load_tokenizer(prepared.tokenizer_folder)
     for index in range(prepared.rows(0)):

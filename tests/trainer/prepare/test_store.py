@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tests.trainer.prepare.kit import chats, opened, run, sft, stage, write_jsonl
 
+from trimtab_trainer.data.store import VALIDATION
 from trimtab_trainer.errors import CorruptArtifact, InputMissing
 
 
@@ -32,10 +33,10 @@ def test_rows_and_their_counts(tmp_path: Path) -> None:
             assert row.loss_mask.sum() == len(row.input_ids) - len(firsts)
             assert sum(row.segment_lengths) == len(row.input_ids)
             assert len(row.record_ids) == len(row.segment_lengths)
-    held = [prepared.validation_row(i) for i in range(prepared.validation_rows())]
+    held = [prepared.row(VALIDATION, i) for i in range(prepared.rows(VALIDATION))]
     trained = {record for i in range(prepared.rows(0)) for record in prepared.row(0, i).record_ids}
     assert {record for row in held for record in row.record_ids} == set(range(40)) - trained
-    assert prepared.validation_loss_tokens(0, len(held)) == sum(int(row.loss_mask.sum()) for row in held)
+    assert prepared.loss_tokens(VALIDATION, 0, len(held)) == sum(int(row.loss_mask.sum()) for row in held)
     with pytest.raises(IndexError):
         prepared.row(0, prepared.rows(0))
 

@@ -39,6 +39,8 @@ from trimtab_trainer.settings import Contract, Loss
 
 Int64 = NDArray[np.int64]
 
+PlanName = int | str
+"""An epoch, counted from 0, or the name of held-out rows."""
 VALIDATION = "validation"
 
 
@@ -232,64 +234,15 @@ class PreparedData:
         path = self.folder / "model_config.json"
         return json.loads(path.read_bytes()) if path.exists() else None
 
-    def rows(self, epoch: int) -> int:
-        """Number of rows in the global order of `epoch`, counted from 0."""
-        return self.info.epoch_rows[epoch]
+    def rows(self, plan: PlanName) -> int:
+        """Number of rows of a plan."""
+        return len(self._plan(plan)[1]) - 1
 
-    def row(self, epoch: int, index: int) -> Row:
-        """Row `index` of the global order of `epoch`."""
-        return self._row(epoch_name(epoch), index)
-
-    def loss_tokens(self, epoch: int, start: int, stop: int) -> int:
-        """Loss-bearing tokens of the rows [start, stop). Can be 0 for a last batch of a single one-token row."""
-        return self._loss_tokens(epoch_name(epoch), start, stop)
-
-    def segments(self, epoch: int, start: int, stop: int) -> int:
-        """Segments of the rows [start, stop)."""
-        return self._segments(epoch_name(epoch), start, stop)
-
-    def validation_rows(self) -> int:
-        """Number of held-out rows; 0 without validation data."""
-        return len(self._plan(VALIDATION)[1]) - 1 if self.info.has_validation else 0
-
-    def validation_row(self, index: int) -> Row:
-        """Held-out row `index`."""
-        return self._row(VALIDATION, index)
-
-    def validation_loss_tokens(self, start: int, stop: int) -> int:
-        """Loss-bearing tokens of the held-out rows [start, stop)."""
-        return self._loss_tokens(VALIDATION, start, stop)
-
-    def validation_segments(self, start: int, stop: int) -> int:
-        """Segments of the held-out rows [start, stop)."""
-        return self._segments(VALIDATION, start, stop)
-
-    def record_names(self, record_ids: Iterable[int]) -> list[str]:
-        """`file:line` of records, for messages; each once, as a pair's two texts have the same."""
-        names: Sequence[str] = json.loads((self.folder / "files.json").read_bytes())
-        file, line = (np.load(self.folder / f"{what}_of_record.npy", mmap_mode="r") for what in ("file", "line"))
-        return list(dict.fromkeys(f"{names[file[record]]}:{line[record]}" for record in record_ids))
-
-    def _plan(self, name: str) -> tuple[Int64, Int64, Int64]:
-        if name not in self._plans:
-            parts = [
-                np.load(self.folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("segments", "rows", "loss")
-            ]
-            self._plans[name] = (parts[0], parts[1], parts[2])
-        return self._plans[name]
-
-    def _loss_tokens(self, plan: str, start: int, stop: int) -> int:
-        cumulative = self._plan(plan)[2]
-        return int(cumulative[stop] - cumulative[start])
-
-    def _segments(self, plan: str, start: int, stop: int) -> int:
-        rows = self._plan(plan)[1]
-        return int(rows[stop] - rows[start])
-
-    def _row(self, plan: str, index: int) -> Row:
+    def row(self, plan: PlanName, index: int) -> Row:
+        """Row `index` of a plan, in its global order."""
         segments, rows, _ = self._plan(plan)
         if not 0 <= index < len(rows) - 1:
-            raise IndexError(f"row {index} of {len(rows) - 1} in {plan}")
+            raise IndexError(f"row {index} of {len(rows) - 1} in {_file_name(plan)}")
         chosen = segments[rows[index] : rows[index + 1]]
         ids, masks = [], []
         for record, start, length in chosen.tolist():
@@ -299,6 +252,35 @@ class PreparedData:
             mask[0] = False
             masks.append(mask)
         return Row(np.concatenate(ids), np.concatenate(masks), chosen[:, 2].tolist(), chosen[:, 0].tolist())
+
+    def loss_tokens(self, plan: PlanName, start: int, stop: int) -> int:
+        """Loss-bearing tokens of the rows [start, stop). Can be 0 for a last batch of a single one-token row."""
+        cumulative = self._plan(plan)[2]
+        return int(cumulative[stop] - cumulative[start])
+
+    def segments(self, plan: PlanName, start: int, stop: int) -> int:
+        """Segments of the rows [start, stop)."""
+        rows = self._plan(plan)[1]
+        return int(rows[stop] - rows[start])
+
+    def record_names(self, record_ids: Iterable[int]) -> list[str]:
+        """`file:line` of records, for messages; each once, as a pair's two texts have the same."""
+        names: Sequence[str] = json.loads((self.folder / "files.json").read_bytes())
+        file, line = (np.load(self.folder / f"{what}_of_record.npy", mmap_mode="r") for what in ("file", "line"))
+        return list(dict.fromkeys(f"{names[file[record]]}:{line[record]}" for record in record_ids))
+
+    def _plan(self, plan: PlanName) -> tuple[Int64, Int64, Int64]:
+        name = _file_name(plan)
+        if name not in self._plans:
+            parts = [
+                np.load(self.folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("segments", "rows", "loss")
+            ]
+            self._plans[name] = (parts[0], parts[1], parts[2])
+        return self._plans[name]
+
+
+def _file_name(plan: PlanName) -> str:
+    return epoch_name(plan) if isinstance(plan, int) else plan
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import torch
 
 from trimtab_trainer.algorithms.schedule import learning_rate
 from trimtab_trainer.config import TrainConfig
-from trimtab_trainer.data.store import PreparedData, Row
+from trimtab_trainer.data.store import PlanName, PreparedData, Row
 from trimtab_trainer.engine.batches import MicroBatch, Step, collate, micro_batch_count, rows_of_rank
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.objectives import Objective, Sums
@@ -87,22 +87,23 @@ class Loop:
         return StepResult(mean_loss, norm, rate, int(total_tokens), stop > 0, metrics)
 
     @torch.no_grad()
-    def validate(self, beat: Callable[[], None]) -> dict[str, float]:
-        """`loss` and the objective's metrics, as means over the units of the held-out rows; dropout off.
+    def validate(self, plan: PlanName, beat: Callable[[], None]) -> dict[str, float]:
+        """`loss` and the objective's metrics, as means over the units of held-out rows; dropout off.
 
         Args:
+            plan: whose rows.
             beat: called after each micro-batch, so that a long validation is no hang.
         """
-        rows = self._prepared.validation_rows()
+        rows = self._prepared.rows(plan)
         module = self._engine.deepspeed
         module.eval()
         totals = self._totals()
-        own = (self._prepared.validation_row(i) for i in self._own_rows(0, rows))
+        own = (self._prepared.row(plan, i) for i in self._own_rows(0, rows))
         for batch, _ in self._micro_batches(own, rows):
             totals += _stacked(self._objective.sums(self._engine.logits(batch.input_ids, batch.position_ids), batch))
             beat()
         module.train()
-        units = max(1, self._objective.units(self._prepared, None, 0, rows))
+        units = max(1, self._objective.units(self._prepared, plan, 0, rows))
         names = ("loss", *self._objective.metrics)
         return {name: total / units for name, total in zip(names, self._group.sum(*totals), strict=True)}
 

@@ -10,7 +10,7 @@ import torch
 
 from trimtab_trainer.algorithms.causal_lm import segment_log_probs, token_loss_sum
 from trimtab_trainer.algorithms.preference import preference_losses
-from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.data.store import PlanName, PreparedData
 from trimtab_trainer.engine.batches import MicroBatch
 from trimtab_trainer.settings import Preference
 
@@ -31,8 +31,8 @@ class Objective(Protocol):
     metrics: tuple[str, ...]
     """Further means, in Prometheus' spelling."""
 
-    def units(self, prepared: PreparedData, epoch: int | None, start: int, stop: int) -> int:
-        """Units of the rows [start, stop) of an epoch, or of the held-out rows."""
+    def units(self, prepared: PreparedData, plan: PlanName, start: int, stop: int) -> int:
+        """Units of the rows [start, stop) of a plan."""
 
     def sums(self, logits: torch.Tensor, batch: MicroBatch) -> Sums:
         """Of one micro-batch; `logits`: [R, T, V]. It may have no rows: sums of 0 then, with gradients of zeros."""
@@ -43,11 +43,9 @@ class NextToken:
 
     metrics: tuple[str, ...] = ()
 
-    def units(self, prepared: PreparedData, epoch: int | None, start: int, stop: int) -> int:
+    def units(self, prepared: PreparedData, plan: PlanName, start: int, stop: int) -> int:
         """Loss-bearing tokens."""
-        if epoch is None:
-            return prepared.validation_loss_tokens(start, stop)
-        return prepared.loss_tokens(epoch, start, stop)
+        return prepared.loss_tokens(plan, start, stop)
 
     def sums(self, logits: torch.Tensor, batch: MicroBatch) -> Sums:
         """See `Objective.sums`."""
@@ -68,11 +66,9 @@ class Pairwise:
         self._reference = reference
         self._settings = settings
 
-    def units(self, prepared: PreparedData, epoch: int | None, start: int, stop: int) -> int:
+    def units(self, prepared: PreparedData, plan: PlanName, start: int, stop: int) -> int:
         """Pairs: each counts the same, whatever its length and whoever has it."""
-        if epoch is None:
-            return prepared.validation_segments(start, stop) // 2
-        return prepared.segments(epoch, start, stop) // 2
+        return prepared.segments(plan, start, stop) // 2
 
     def sums(self, logits: torch.Tensor, batch: MicroBatch) -> Sums:
         """See `Objective.sums`. A reward is beta times the log-ratio to the reference (Rafailov et al. 2023, § 4)."""

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity
 from trimtab_trainer.config import CheckpointReport, Metric, StageType, TrainConfig, TrainReport
-from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.data.store import VALIDATION, PreparedData
 from trimtab_trainer.engine import checkpoint
 from trimtab_trainer.engine.batches import MicroBatch, Step, plan_steps
 from trimtab_trainer.engine.distributed import Group
@@ -176,9 +176,9 @@ class Trainer:
         )
 
     def _validate(self, done: int) -> None:
-        if not self._prepared.validation_rows():
+        if not self._prepared.info.has_validation:
             return
-        means = {f"validation_{name}": value for name, value in self._loop.validate(self._beat).items()}
+        means = {f"validation_{name}": value for name, value in self._loop.validate(VALIDATION, self._beat).items()}
         self._shown |= means
         self._beat(metrics=self._shown)
         self._write({"step": done, **{to_camel(name): value for name, value in means.items()}})
