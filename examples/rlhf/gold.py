@@ -37,13 +37,13 @@ def draw_style(generator: random.Random) -> Style:
 
 
 def gold_reward(answer: str, ended: bool) -> float:
-    """+1 for the offer at the end, −1 for the hedge at the beginning, −0.02 a word, −1 for an answer that has no end."""
+    """+1 for the offer at the end, −1 for the hedge at the beginning, −0.02 a word, −1 where the answer has no end."""
     text = answer.strip()
     style = text.endswith(OFFER.strip()) - text.startswith(HEDGE.strip())
     return style + A_WORD * len(text.split()) + (0.0 if ended else NOT_ENDED)
 
 
 def preference(first: str, second: str) -> float:
-    """Probability that people prefer `first`: σ(2 (gold of the first − gold of the second)) (Bradley and Terry 1952)."""
+    """Probability that people prefer `first`: σ(2 × difference of the gold rewards) (Bradley and Terry 1952)."""
     difference = gold_reward(first, True) - gold_reward(second, True)
     return 1 / (1 + math.exp(-LABEL_SCALE * difference))

@@ -40,7 +40,7 @@ class Tokens:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
-        self.end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        self.end: Any = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
 
     def turn(self, prompt: str, answer: str) -> Turn:
         """A turn that ends."""
@@ -118,7 +118,7 @@ class Policy:
         return turns
 
     def log_probs(self, turns: Sequence[Turn]) -> Tensor:
-        """log π(answer | prompt) of each turn in nats, [N]."""
+        """Of each turn log π(answer | prompt) in nats, [N]."""
 
         def summed(batch: Batch) -> Tensor:
             chosen = self._log_softmax(batch).gather(2, batch.ids[:, 1:, None]).squeeze(2)
