@@ -19,6 +19,7 @@ from trimtab_trainer.settings import (
     Cap,
     Checkpoint,
     Contract,
+    FewShot,
     Loss,
     MaxDropped,
     MaxLength,
@@ -28,6 +29,9 @@ from trimtab_trainer.settings import (
     Precision,
     Preference,
     Recipe,
+    ReplayFraction,
+    TaskName,
+    Template,
     TokenizerTraining,
     ValidationEverySteps,
     Weight,
@@ -94,6 +98,17 @@ class DataSource(Contract):
     secret_path: str | None = None
     weight: Weight = 1.0
     cap: Cap | None = None
+    """Of a held-out task: measure so many of its records."""
+    replay_fraction: ReplayFraction | None = None
+    """Old data: so much of an epoch's loss-bearing tokens, whatever weights and caps say."""
+    templates: list[Template] = []
+    few_shot: FewShot | None = None
+    held_out_task: TaskName | None = None
+
+    @property
+    def in_mixture(self) -> bool:
+        """Whether weight and cap decide how much of it an epoch takes."""
+        return self.replay_fraction is None and self.held_out_task is None
 
 
 class Validation(Contract):

@@ -136,6 +136,32 @@ Cap = Annotated[
         description="Count at most so many records of this data set (examples-proportional mixing).",
     ),
 ]
+ReplayFraction = Annotated[
+    float,
+    Field(
+        gt=0, lt=1, description="Part of an epoch's loss-bearing tokens that this data set gives, exact to one record."
+    ),
+]
+TemplateText = Annotated[
+    str,
+    Field(min_length=1, max_length=8192, description="Jinja; the fields of the record are its variables."),
+]
+ExampleCount = Annotated[int, Field(ge=1, le=64, description="So many examples, fewer where maxLength is too short.")]
+ExampleMaximum = Annotated[
+    int, Field(ge=1, le=64, description="1 to so many examples, drawn for each record, fewer where maxLength is short.")
+]
+FewShotProportion = Annotated[
+    float, Field(gt=0, le=1, description="Chance that a record gets examples; the others are zero-shot.")
+]
+TaskName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=32,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="Never trained on: its loss is measured apart, under this name. Equal names make one task.",
+    ),
+]
 PreferenceBeta = Annotated[
     float,
     Field(
@@ -151,6 +177,21 @@ MaxDropped = Annotated[int, Field(ge=0, le=1_000_000_000, description="More drop
 VocabularySize = Annotated[
     int, Field(ge=264, le=1_000_000, description="Entries of the trained vocabulary, special tokens included.")
 ]
+
+
+class Template(Contract):
+    """One wording of a task: what is asked, and what is answered."""
+
+    prompt: TemplateText
+    completion: TemplateText
+
+
+class FewShot(Contract):
+    """Examples from the same data set before a record's own question: `count` of them, or 1 to `maximum`."""
+
+    count: ExampleCount | None = None
+    maximum: ExampleMaximum | None = None
+    proportion: FewShotProportion = 0.5
 
 
 class Recipe(Contract):

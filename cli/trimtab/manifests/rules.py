@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -53,7 +54,9 @@ def _correlated(item: Any, old: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _fault(rule: dict[str, str], new: Any, old: Any) -> str | None:
-    context = cel.Context({"self": new} | ({} if old is _ABSENT else {"oldSelf": old}), {"indexOf": _index_of})
+    context = cel.Context(
+        {"self": new} | ({} if old is _ABSENT else {"oldSelf": old}), {"indexOf": _index_of, "sum": math.fsum}
+    )
     try:
         if _program(rule["rule"]).execute(context) is True:
             return None

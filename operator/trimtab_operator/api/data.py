@@ -7,7 +7,18 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from trimtab_operator.api.base import ApiModel, SecretReference, Uri, rules
-from trimtab_trainer.settings import Cap, ValidationEverySteps, VocabularySize, Weight
+from trimtab_trainer.settings import (
+    Cap,
+    ExampleCount,
+    ExampleMaximum,
+    FewShotProportion,
+    ReplayFraction,
+    TaskName,
+    TemplateText,
+    ValidationEverySteps,
+    VocabularySize,
+    Weight,
+)
 
 _SPECIAL_TOKEN = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -49,6 +60,85 @@ class DataSource(ApiModel):
 DataSources = Annotated[list[DataSource], Field(min_length=1, max_length=32)]
 
 
+class Template(ApiModel):
+    """One wording of a task, in Jinja."""
+
+    prompt: TemplateText = Field(description="What is asked; {{ field }} puts in a field of the record.")
+    completion: TemplateText = Field(description="What is answered.")
+
+
+class FewShot(ApiModel):
+    """Examples from the same data set as earlier turns, before a record's own question; they bear no loss."""
+
+    model_config = ApiModel.model_config | {
+        "json_schema_extra": rules(("has(self.count) != has(self.maximum)", "give exactly one of count and maximum"))
+    }
+
+    count: ExampleCount | None = None
+    maximum: ExampleMaximum | None = None
+    proportion: FewShotProportion | None = None
+
+
+class TaskSource(DataSource):
+    """A data set whose records may be worded by templates, with examples before them."""
+
+    templates: Annotated[list[Template], Field(min_length=1, max_length=16)] | None = Field(
+        default=None, description="Wordings; each pass over the data set gives a record the next one."
+    )
+    few_shot: FewShot | None = Field(default=None, description="Examples before a record's own question.")
+
+
+TaskSources = Annotated[list[TaskSource], Field(min_length=1, max_length=32)]
+
+
+class MixtureSource(TaskSource):
+    """One data set of a mixture: trained on, replayed against forgetting, or a task that is held out."""
+
+    model_config = ApiModel.model_config | {
+        "json_schema_extra": rules(
+            _PINNED,
+            (
+                "(has(self.replay) && self.replay) == has(self.fraction)",
+                "replay needs fraction, and fraction needs replay: true",
+            ),
+            (
+                "!has(self.fraction) || !(has(self.weight) || has(self.cap))",
+                "replay is mixed in by its fraction; remove weight and cap",
+            ),
+            (
+                "!has(self.heldOutTask) || !(has(self.weight) || has(self.fraction))",
+                "a held-out task is never trained on; remove weight, replay and fraction, or heldOutTask",
+            ),
+        )
+    }
+
+    replay: bool | None = Field(
+        default=None,
+        description="Data of an earlier stage, against forgetting; running text is welcome and all of it bears loss.",
+    )
+    fraction: ReplayFraction | None = Field(default=None)
+    held_out_task: TaskName | None = Field(default=None)
+
+
+MixtureSources = Annotated[
+    list[MixtureSource],
+    Field(
+        min_length=1,
+        max_length=32,
+        json_schema_extra=rules(
+            (
+                "self.exists(d, !has(d.fraction) && !has(d.heldOutTask))",
+                "data needs at least one data set that is neither replay nor a held-out task",
+            ),
+            (
+                "self.filter(d, has(d.fraction)).map(d, d.fraction).sum() < 1.0",
+                "the replay fractions must sum to less than 1",
+            ),
+        ),
+    ),
+]
+
+
 class Validation(ApiModel):
     """Held-out rows for the validation loss."""
 
@@ -61,6 +151,12 @@ class Validation(ApiModel):
         default=None, description="Part of the training records that is held out, chosen by the seed."
     )
     every_steps: ValidationEverySteps | None = Field(default=None)
+
+
+class TaskValidation(Validation):
+    """Held-out rows for the validation loss; held-out tasks are measured beside them."""
+
+    data: TaskSources | None = Field(default=None, description="Data sets of their own.")  # type: ignore[assignment]
 
 
 class SpecialTokens(ApiModel):

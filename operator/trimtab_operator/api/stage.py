@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trimtab_operator.api.base import ApiModel, StageName, rules
-from trimtab_operator.api.data import DataSources, Validation
+from trimtab_operator.api.data import DataSources, MixtureSources, TaskValidation, Validation
 from trimtab_operator.api.pod import PodShape
 from trimtab_trainer.settings import (
     Beta,
@@ -114,8 +114,8 @@ class Pretrain(ApiModel):
 class Sft(ApiModel):
     """Supervised fine-tuning on conversations."""
 
-    data: DataSources = Field(description="Conversations, or prompts with completions; several make a mixture.")
-    validation: Validation | None = Field(default=None, description="Held-out conversations.")
+    data: MixtureSources = Field(description="Conversations, or prompts with completions; several make a mixture.")
+    validation: TaskValidation | None = Field(default=None, description="Held-out conversations.")
     loss: Loss | None = Field(
         default=None,
         description="Tokens that bear loss: assistant (every assistant turn, default), completion (the last one), all.",

@@ -92,8 +92,10 @@ def _validation(validation: api.Validation) -> Validation:
 
 
 def _source(source: api.DataSource) -> DataSource:
-    given = source.model_dump(exclude_none=True, include={"uri", "revision", "weight", "cap"})
-    return DataSource(**given, secret_path=_secret_path(source.secret_ref))
+    fields = {"uri", "revision", "weight", "cap", "templates", "few_shot", "held_out_task"}
+    given = source.model_dump(exclude_none=True, include=fields)
+    fraction = source.fraction if isinstance(source, api.MixtureSource) else None
+    return DataSource(**given, replay_fraction=fraction, secret_path=_secret_path(source.secret_ref))
 
 
 def _secret_path(ref: SecretReference | None) -> str | None:

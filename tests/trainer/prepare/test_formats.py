@@ -13,8 +13,8 @@ import pytest
 
 from trimtab_trainer.config import StageType
 from trimtab_trainer.data.files import DataFile
-from trimtab_trainer.data.formats import open_records
-from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message, Pair
+from trimtab_trainer.data.formats import Format, open_rows
+from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message, Pair, Record
 from trimtab_trainer.errors import BadData, InputMissing
 
 QA = Conversation([Message("user", "q"), Message("assistant", "a")])
@@ -22,8 +22,15 @@ CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
 def read(path: Path, stage: StageType = StageType.SFT) -> tuple[str, list[Any]]:
-    known, items = open_records(DataFile(path, path.name), stage)
-    return known.name, list(items)
+    known, rows = open_rows(DataFile(path, path.name), stage, text_too=False)
+    return known.name, [(line, converted(known, row)) for line, row in rows]
+
+
+def converted(known: Format, row: Any) -> Record | InvalidRecord:
+    try:
+        return row if isinstance(row, InvalidRecord) else known.convert(row)
+    except InvalidRecord as error:
+        return error
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,7 @@ def read(path: Path, stage: StageType = StageType.SFT) -> tuple[str, list[Any]]:
             Conversation([Message("user", "q\n\ni"), Message("assistant", "a")]),
         ),
         (
-            {"input": "q\\nA or B?", "target": "A", "rationale": "because"},
+            {"input": "q\nA or B?", "target": "A", "rationale": "because"},
             "FLAN CoT",
             Conversation([Message("user", "q\nA or B?"), Message("assistant", "because\nThe answer is A")]),
         ),

@@ -50,7 +50,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def encode(folder: Path, record: Any, loss: Loss = Loss.ASSISTANT, separator: int | None = None) -> Any:
-    encoder = build_encoder(EncoderSettings("stage chat", folder, loss, separator))
+    longest = 1 << 20 if separator is None else None
+    encoder = build_encoder(EncoderSettings("stage chat", folder, loss, separator or 0, longest))
     found = encoder([(Place(0, 0, "x.jsonl", 3), record)])[0][1]
     return found if isinstance(found, InvalidRecord) else found[0]
 

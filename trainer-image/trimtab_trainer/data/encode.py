@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab_trainer.data.records import Document, InvalidRecord, Record, conversations_of, texts_of
+from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Record, conversations_of, texts_of
 from trimtab_trainer.data.template import ChatTemplate, Rendered
 from trimtab_trainer.data.tokenizer import load_tokenizer
 from trimtab_trainer.errors import BadConfiguration
@@ -58,11 +59,14 @@ class Encoded:
 
 
 Result = tuple[Place, tuple[Encoded, ...] | InvalidRecord]
-"""A record has one text; a pair has two, the chosen one first."""
+"""A record has one text; a pair has two, the chosen one first; a task's record may have several wordings."""
 
 
 class Encoder(Protocol):
-    """Turns a batch of records into tokens, in order; what is wrong with a record stands in its place."""
+    """Turns a batch of records into tokens, in order; what is wrong with a record stands in its place.
+
+    Running text that is cut into pieces gives one result for each of them.
+    """
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         """Encode `items`."""
@@ -70,13 +74,16 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What a worker needs to build its encoder. `separator` is a token id, `None` for conversations."""
+    """What a worker needs to build its encoder."""
 
     name: str
     """Whose tokenizer it is, for messages."""
     tokenizer: Path
     loss: Loss
-    separator: int | None
+    separator: int
+    """Id of the token that ends running text."""
+    longest: int | None = None
+    """Most tokens of a text, where conversations are learnt from; None: running text only, whole."""
 
 
 def build_encoder(settings: EncoderSettings) -> Encoder:
@@ -84,58 +91,97 @@ def build_encoder(settings: EncoderSettings) -> Encoder:
     from tokenizers import Tokenizer  # see train_tokenizer
 
     tokenizer = load_tokenizer(settings.tokenizer)
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    # Without a post-processor offsets are exact (some trim the space in front of a word), and nothing is added.
-    backend.post_processor = None
-    backend.no_truncation()
-    backend.no_padding()
-    if settings.separator is None:
-        template = ChatTemplate(tokenizer, settings.name)
-        return _ChatEncoder(backend, template, settings.loss, tokenizer.bos_token_id)
+
+    def backend() -> Tokenizer:
+        made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        # Without a post-processor offsets are exact (some trim the space in front of a word), and nothing is added.
+        made.post_processor = None
+        made.no_truncation()
+        made.no_padding()
+        return made
+
     added = tokenizer("").input_ids
     start = [tokenizer.bos_token_id] if added[:1] == [tokenizer.bos_token_id] else []
-    return _DocumentEncoder(backend, start, settings.separator)
+    documents = _DocumentEncoder(backend(), start, settings.separator, settings.longest)
+    if settings.longest is None:
+        return documents
+    template = ChatTemplate(tokenizer, settings.name)
+    chats = _ChatEncoder(backend(), template, settings.loss, tokenizer.bos_token_id, settings.longest)
+    return _EitherEncoder(documents, chats)
+
+
+class _EitherEncoder:
+    """Running text to one encoder, all else to another one; runs of the same kind go together."""
+
+    def __init__(self, documents: Encoder, chats: Encoder) -> None:
+        self._documents, self._chats = documents, chats
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        results: list[Result] = []
+        for is_text, run in groupby(items, lambda item: isinstance(item[1], Document)):
+            results += (self._documents if is_text else self._chats)(list(run))
+        return results
 
 
 class _DocumentEncoder:
     """Start token (where the tokenizer adds one), text, separator. Names of control tokens in the text stay text."""
 
-    def __init__(self, backend: Tokenizer, start: list[int], separator: int) -> None:
-        self._backend, self._start, self._separator = backend, start, separator
+    def __init__(self, backend: Tokenizer, start: list[int], separator: int, longest: int | None) -> None:
+        self._backend, self._start, self._separator, self._longest = backend, start, separator, longest
         backend.encode_special_tokens = True
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         texts = [item.text for _, item in items if isinstance(item, Document)]
         encodings = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
-        return [
-            (place, item if isinstance(item, InvalidRecord) else self._finish(next(encodings))) for place, item in items
-        ]
+        results: list[Result] = []
+        for place, item in items:
+            pieces = [item] if isinstance(item, InvalidRecord) else self._pieces(next(encodings))
+            results += ((place, piece) for piece in pieces)
+        return results
 
-    def _finish(self, encoding: Encoding) -> tuple[Encoded, ...]:
+    def _pieces(self, encoding: Encoding) -> Iterator[tuple[Encoded, ...]]:
         ids = np.array([*self._start, *encoding.ids, self._separator], dtype=np.int32)
-        return (Encoded(ids, np.ones(len(ids), dtype=np.bool_)),)
+        size = self._longest or len(ids)
+        for first in range(0, len(ids), size):
+            piece = ids[first : first + size]
+            if first == 0 or len(piece) > 1:  # a last token alone would be no target: nothing stands before it
+                yield (Encoded(piece, np.ones(len(piece), dtype=np.bool_)),)
 
 
 class _ChatEncoder:
     """Each conversation of a record is rendered whole and tokenized once; the mask follows from character offsets."""
 
-    def __init__(self, backend: Tokenizer, template: ChatTemplate, loss: Loss, start: int | None) -> None:
+    def __init__(self, backend: Tokenizer, template: ChatTemplate, loss: Loss, start: int | None, longest: int) -> None:
         self._backend, self._template, self._loss, self._start = backend, template, loss, start
+        self._longest = longest
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         rendered = [(place, self._render(place, item)) for place, item in items]
-        texts = [text.text for _, item in rendered if not isinstance(item, InvalidRecord) for text in item]
+        texts = [text.text for _, item in rendered if not isinstance(item, InvalidRecord) for _, text in item]
         encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
         return [
-            (place, item if isinstance(item, InvalidRecord) else tuple(map(self._finish, item, encodings)))
+            (
+                place,
+                item if isinstance(item, InvalidRecord) else tuple(self._fit(*each, next(encodings)) for each in item),
+            )
             for place, item in rendered
         ]
 
-    def _render(self, place: Place, item: Record | InvalidRecord) -> tuple[Rendered, ...] | InvalidRecord:
+    def _fit(self, conversation: Conversation, rendered: Rendered, encoding: Encoding) -> Encoded:
+        """Tokens and mask, with as many of the few-shot examples as `longest` has room for."""
+        while len(encoding.ids) > self._longest and conversation.examples:
+            conversation = conversation.with_fewer_examples()
+            rendered = self._template.render(conversation, self._loss)
+            encoding = self._backend.encode(rendered.text, add_special_tokens=False)
+        return self._finish(rendered, encoding)
+
+    def _render(
+        self, place: Place, item: Record | InvalidRecord
+    ) -> list[tuple[Conversation, Rendered]] | InvalidRecord:
         if isinstance(item, InvalidRecord):
             return item
         try:
-            return tuple(self._template.render(each, self._loss) for each in conversations_of(item))
+            return [(each, self._template.render(each, self._loss)) for each in conversations_of(item)]
         except InvalidRecord as error:
             return error
         except BadConfiguration as error:

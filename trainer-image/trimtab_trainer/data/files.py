@@ -55,8 +55,10 @@ def container_suffix(name: str) -> str:
     return next((suffix for suffix in SUFFIXES if stem.endswith(suffix)), "")
 
 
-def read_rows(file: DataFile) -> Rows:
+def read_rows(file: DataFile, columns: frozenset[str] = frozenset()) -> Rows:
     """Rows of a file with their line numbers, counted from 1 (JSON arrays and Parquet: the record's number).
+
+    `columns`: names that tell the header of a CSV or TSV, besides those of the known formats.
 
     Raises:
         InputMissing: the file is not there or may not be read.
@@ -68,7 +70,7 @@ def read_rows(file: DataFile) -> Rows:
         elif file.suffix == ".txt":
             yield 1, {"text": _text(file, b"".join(line for _, line in _lines(file, stream)))}
         elif file.suffix in (".csv", ".tsv"):
-            yield from _separated(file, stream)
+            yield from _separated(file, stream, columns)
         elif file.suffix == ".json":
             yield from _json(file, stream)
         elif file.suffix == ".jsonl":
@@ -183,18 +185,20 @@ def _json(file: DataFile, stream: IO[bytes]) -> Rows:
             yield number, error
 
 
-def _separated(file: DataFile, stream: IO[bytes]) -> Rows:
+def _separated(file: DataFile, stream: IO[bytes], columns: frozenset[str]) -> Rows:
     """CSV and TSV with a header; a TSV of three columns without one is FLAN chain-of-thought, which quotes nothing."""
     lines = ((number, _text_line(file, number, line)) for number, line in _lines(file, stream))
     delimiter = "\t" if file.suffix == ".tsv" else ","
     number, first = next(lines)
     header = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter))]
-    if delimiter == "\t" and len(header) == len(FLAN_COLUMNS) and not _is_header(header):
+    known = {*_COLUMNS, *map(str.lower, columns)}
+    named = not known.isdisjoint(header)
+    if delimiter == "\t" and len(header) == len(FLAN_COLUMNS) and not named:
         yield from _flan(number, first)
         for number, line in lines:
             yield from _flan(number, line)
         return
-    if not _is_header(header):
+    if not named:
         found = ", ".join(header)[:200]
         raise BadData(f"line 1 of {file.name}: not a header ({found}); name the columns, such as prompt,completion")
     reader = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
@@ -221,10 +225,6 @@ _COLUMNS = frozenset(
 )
 
 
-def _is_header(fields: list[str]) -> bool:
-    return any(name in _COLUMNS for name in fields)
-
-
 def _text_line(file: DataFile, number: int, line: bytes) -> str:
     try:
         return _decode(line)
@@ -240,7 +240,8 @@ def _flan(number: int, line: str) -> Rows:
     if len(fields) != len(FLAN_COLUMNS):
         yield number, InvalidRecord(f"{len(fields)} fields, expected 3 (input, target, rationale)", "separate by tabs")
         return
-    yield number, dict(zip(FLAN_COLUMNS, fields, strict=True))
+    # FLAN's files write a line break as a backslash and an n.
+    yield number, dict(zip(FLAN_COLUMNS, (field.replace("\\n", "\n") for field in fields), strict=True))
 
 
 def _parquet(file: DataFile, stream: IO[bytes]) -> Rows:

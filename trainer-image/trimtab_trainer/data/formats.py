@@ -16,10 +16,10 @@ Ratings (UltraFeedback's own files, KTO) are recognised in order to say what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 from trimtab_trainer.config import StageType
 from trimtab_trainer.data.files import DataFile, Row, Rows, read_rows
@@ -44,8 +44,10 @@ class Format:
     convert: Callable[[Row], Record]
 
 
-def open_records(file: DataFile, stage: StageType) -> tuple[Format, Iterator[tuple[int, Record | InvalidRecord]]]:
-    """Recognise a file and stream its records with their line numbers.
+def open_rows(file: DataFile, stage: StageType, text_too: bool) -> tuple[Format, Rows]:
+    """Recognise a file and stream its rows with their line numbers.
+
+    `text_too`: running text is welcome whatever the stage learns from.
 
     Raises:
         BadData: the format is unknown, or not one that the stage can learn from.
@@ -61,8 +63,9 @@ def open_records(file: DataFile, stage: StageType) -> tuple[Format, Iterator[tup
             break
     if found is None:
         raise _unknown(file, seen)
-    _require_fit(file, found, stage)
-    return found, _convert_all(found, chain(seen, rows))
+    if not (text_too and found.kind == "document"):
+        _require_fit(file, found, stage)
+    return found, chain(seen, rows)
 
 
 def recognise(row: Row) -> Format | None:
@@ -99,17 +102,6 @@ def _require_fit(file: DataFile, found: Format, stage: StageType) -> None:
     raise BadData(f"{file.name} holds {found.name}; a stage of type {stage} learns from {wanted}{hint}")
 
 
-def _convert_all(known: Format, rows: Rows | chain[Any]) -> Iterator[tuple[int, Record | InvalidRecord]]:
-    for number, row in rows:
-        if isinstance(row, InvalidRecord):
-            yield number, row
-            continue
-        try:
-            yield number, known.convert(row)
-        except InvalidRecord as error:
-            yield number, error
-
-
 def _document(row: Row) -> Record:
     return Document(filled(row, "text"))
 
@@ -135,8 +127,7 @@ def _alpaca(row: Row) -> Record:
 
 
 def _flan(row: Row) -> Record:
-    # FLAN's files write a line break as a backslash and an n.
-    question, target, rationale = (filled(row, key).replace("\\n", "\n") for key in ("input", "target", "rationale"))
+    question, target, rationale = (filled(row, key) for key in ("input", "target", "rationale"))
     return _turn(question, f"{rationale}\nThe answer is {target}")
 
 

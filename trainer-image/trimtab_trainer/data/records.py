@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+OPENING_ROLES = frozenset({"system", "developer"})
 
 
 class InvalidRecord(Exception):
@@ -44,6 +45,24 @@ class Conversation:
 
     messages: list[Message]
     tools: list[Any] | None = None
+    examples: int = 0
+    """Few-shot examples among the messages: a question and an answer each, before the first other turn."""
+
+    @property
+    def opening(self) -> int:
+        """Leading messages of the system."""
+        return next((i for i, each in enumerate(self.messages) if each.role not in OPENING_ROLES), len(self.messages))
+
+    def with_examples(self, examples: list[Conversation]) -> Conversation:
+        """The same with `examples` put before it; they bear no loss."""
+        turns = [replace(message, train=False) for each in examples for message in each.messages]
+        at = self.opening
+        return Conversation([*self.messages[:at], *turns, *self.messages[at:]], self.tools, len(examples))
+
+    def with_fewer_examples(self) -> Conversation:
+        """The same without the first example."""
+        at = self.opening
+        return Conversation(self.messages[:at] + self.messages[at + 2 :], self.tools, self.examples - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +80,14 @@ class Pair:
     rejected: Conversation
 
 
-Record = Conversation | Document | Pair
+@dataclass(frozen=True, slots=True)
+class Wordings:
+    """One record of a task in several wordings; each pass over the data set takes the next one."""
+
+    conversations: tuple[Conversation, ...]
+
+
+Record = Conversation | Document | Pair | Wordings
 
 
 def conversations_of(record: Record) -> tuple[Conversation, ...]:
@@ -71,6 +97,8 @@ def conversations_of(record: Record) -> tuple[Conversation, ...]:
             return (record,)
         case Pair():
             return record.chosen, record.rejected
+        case Wordings():
+            return record.conversations
         case Document():
             raise InvalidRecord("running text", "give messages")
 

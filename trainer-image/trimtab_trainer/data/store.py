@@ -15,8 +15,8 @@ All of it is plain numpy and JSON, so other programs can read it too:
 | `PLAN.rows.npy` | int64 [R+1]: row i holds the segments [rows[i], rows[i+1]) |
 | `PLAN.loss.npy` | int64 [R+1]: loss-bearing tokens of all rows before row i |
 
-PLAN is `epoch-0000`, `epoch-0001`, … or `validation`. Segments of a row are isolated from each other (block-diagonal
-attention, positions from 0), in `pretrain` as in `sft`; so the first token of a segment is never a target.
+PLAN is `epoch-0000`, `epoch-0001`, …, `validation` or `task-NAME`. Segments of a row are isolated from each other
+(block-diagonal attention, positions from 0), in `pretrain` as in `sft`; so the first token of a segment is no target.
 """
 
 from __future__ import annotations
@@ -42,11 +42,22 @@ Int64 = NDArray[np.int64]
 PlanName = int | str
 """An epoch, counted from 0, or the name of held-out rows."""
 VALIDATION = "validation"
+_TASK = "task-"
 
 
 def epoch_name(epoch: int) -> str:
     """Name of the plan of one epoch, counted from 0."""
     return f"epoch-{epoch:04d}"
+
+
+def task_plan(task: str) -> str:
+    """Name of the plan of a held-out task."""
+    return f"{_TASK}{task}"
+
+
+def task_of(plan: str) -> str:
+    """The held-out task of a plan."""
+    return plan.removeprefix(_TASK)
 
 
 class PreparedInfo(Contract):
@@ -64,7 +75,11 @@ class PreparedInfo(Contract):
     truncated: int
     tokens: int
     """Tokens of the first epoch."""
+    replayed_loss_tokens: int = 0
+    """Of the first epoch's loss-bearing tokens, those that are replay."""
     validation_records: int
+    held_out_tasks: dict[str, int] = {}
+    """Records of each task that is never trained on."""
     global_batch_size: int
     epochs: int
     """Epochs that are planned: those that `total_steps` reaches, at most the recipe's."""

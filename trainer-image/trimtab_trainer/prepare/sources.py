@@ -1,17 +1,14 @@
-"""The data sets of a stage as local files with digests, and their records as one stream."""
+"""The data sets of a stage as local files with digests."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from trimtab_trainer.config import DataSource, StageType
-from trimtab_trainer.data.encode import Item, Place
+from trimtab_trainer.config import DataSource
 from trimtab_trainer.data.fetch import Source, fetch
 from trimtab_trainer.data.files import DataFile, container_suffix
-from trimtab_trainer.data.formats import open_records
 from trimtab_trainer.errors import InputMissing
 from trimtab_trainer.manifest import file_sha256
 
@@ -42,14 +39,6 @@ class DataSet:
         return [[file.name, digest] for file, digest in zip(self.files, self.digests, strict=True)]
 
 
-@dataclass
-class Recognised:
-    """What was found in the files that were read: for each file its format, and how many records it gave."""
-
-    formats: dict[int, str] = field(default_factory=dict)
-    records: Counter[int] = field(default_factory=Counter)
-
-
 def wanted_data_file(name: str) -> bool:
     """Whether a file of a folder is taken as data."""
     base = PurePosixPath(name).name.lower()
@@ -69,20 +58,6 @@ def fetch_all(sources: Sequence[DataSource], scratch: Path) -> list[DataSet]:
         files = fetch(Source(source.uri, source.revision, secret), "dataset", wanted_data_file, scratch / str(i))
         found.append(DataSet(source, files, [_digest(file) for file in files]))
     return found
-
-
-def read_all(sets: Sequence[DataSet], stage: StageType, recognised: Recognised) -> Iterator[Item]:
-    """Records of all data sets in order, each with its place; files are numbered through. Notes what was recognised."""
-    number = 0
-    for i, data in enumerate(sets):
-        for file in data.files:
-            place = data.place(file)
-            known, items = open_records(DataFile(file.path, place), stage)
-            recognised.formats[number] = known.name
-            for line, record in items:
-                recognised.records[number] += 1
-                yield Place(i, number, place, line), record
-            number += 1
 
 
 def _digest(file: DataFile) -> str:

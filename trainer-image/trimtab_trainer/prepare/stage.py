@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,10 +14,11 @@ from typing import Any
 import structlog
 
 from trimtab_trainer import manifest
-from trimtab_trainer.config import PreparedStage, PrepareStage, StageType
+from trimtab_trainer.config import DataSource, PreparedStage, PrepareStage, StageType
 from trimtab_trainer.data.encode import EncoderSettings
 from trimtab_trainer.data.records import InvalidRecord, texts_of
 from trimtab_trainer.data.store import PreparedInfo, TokenStore, write_info
+from trimtab_trainer.data.tasks import TaskTemplates
 from trimtab_trainer.data.tokenizer import (
     copy_tokenizer,
     find_control_tokens,
@@ -24,23 +26,26 @@ from trimtab_trainer.data.tokenizer import (
     tokenizer_digest,
     train_tokenizer,
 )
+from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.prepare.estimate import ModelShape, estimate, model_shape
 from trimtab_trainer.prepare.models import check_fit, complete_config
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
+from trimtab_trainer.prepare.reading import Recognised, read_all
 from trimtab_trainer.prepare.rejects import Rejects
 from trimtab_trainer.prepare.rows import plan_rows
-from trimtab_trainer.prepare.sources import DataSet, Recognised, fetch_all, read_all
-from trimtab_trainer.prepare.tokens import tokenize
+from trimtab_trainer.prepare.sources import DataSet, fetch_all
+from trimtab_trainer.prepare.tokens import Tokenized, tokenize
 from trimtab_trainer.settings import Contract, TokenizerTraining
 
 log = structlog.get_logger()
 
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 """Raised when the same inputs give another folder, so that older results are not reused."""
 _LIBRARIES = ("numpy", "tokenizers", "transformers")
 _SAMPLE_TOKENS = 400
 _RECIPE_KEYS = {"epochs", "max_steps", "global_batch_size", "seed"}
 _STAGE_KEYS = {"type", "loss", "max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
+_SOURCE_KEYS = {"weight", "cap", "replay_fraction", "templates", "few_shot", "held_out_task"}
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
     Raises:
         StageError: with cause, place and remedy; nothing is left behind but in `scratch`.
     """
-    own = stage.validation.data if stage.validation else []
-    sets = fetch_all([*stage.data, *own], scratch / "data")
+    _check_mixture(stage)
+    sets = fetch_all(sources_of(stage), scratch / "data")
     note = prepared / "by-input" / f"{_input_key(stage, origin, sets)}.json"
     if note.is_file():
         remembered = _Remembered.model_validate_json(note.read_bytes())
@@ -90,6 +95,21 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
     made = _make(stage, origin, sets, prepared, fresh_folder(scratch / "draft"))
     write_atomically(note, made.model_dump_json(by_alias=True))
     return _report(stage, made, reused=False)
+
+
+def sources_of(stage: PrepareStage) -> list[DataSource]:
+    """The data sets of a stage, those of its validation last."""
+    return [*stage.data, *(stage.validation.data if stage.validation else [])]
+
+
+def _check_mixture(stage: PrepareStage) -> None:
+    """Whether there is something to train on besides replay; templates are compiled before anything is fetched."""
+    if not any(source.in_mixture for source in stage.data):
+        raise BadConfiguration("data holds replay and held-out tasks only; add a data set to train on")
+    if (total := math.fsum(source.replay_fraction or 0 for source in stage.data)) >= 1:
+        raise BadConfiguration(f"the replay fractions of data sum to {total:g}; lower them to less than 1 in all")
+    for i, source in enumerate(stage.data):
+        TaskTemplates(source.templates, f"data[{i}]")
 
 
 def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared: Path, draft: Path) -> _Remembered:
@@ -106,10 +126,10 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
         config = complete_config(config, vocabulary, control.document_separator, control.padding, origin.longest)
     check_fit(config, vocabulary, stage.max_length)
     shape = model_shape(config)
-    separator = control.document_separator if stage.type is StageType.PRETRAIN else None
-    encoder = EncoderSettings(name, draft / "tokenizer", stage.loss, separator)
+    longest = None if stage.type is StageType.PRETRAIN else stage.max_length
+    encoder = EncoderSettings(name, draft / "tokenizer", stage.loss, control.document_separator, longest)
     tokenized, store = tokenize(stage, sets, encoder, vocabulary, draft)
-    planned = plan_rows(stage, store, tokenized.by_set, draft)
+    planned = plan_rows(stage, store, tokenized, draft)
     info = PreparedInfo(
         type=stage.type,
         loss=stage.loss,
@@ -120,7 +140,9 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
         dropped=tokenized.dropped,
         truncated=tokenized.truncated,
         tokens=planned.tokens,
+        replayed_loss_tokens=planned.replayed_loss_tokens,
         validation_records=planned.validation_records,
+        held_out_tasks=planned.held_out_tasks,
         global_batch_size=stage.recipe.global_batch_size,
         epochs=len(planned.epoch_rows),
         epoch_rows=planned.epoch_rows,
@@ -134,7 +156,7 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
     )
     write_info(draft, info)
     (draft / "model_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    sample = _sample(sets, tokenized.recognised, store, tokenizer)
+    sample = _sample(sets, tokenized, store, tokenizer)
     (draft / "sample.txt").write_text(sample, encoding="utf-8")
     log.info("data recognised", stage=stage.name)
     print(sample, flush=True)  # many lines, to be read as they are
@@ -164,7 +186,9 @@ def _report(stage: PrepareStage, made: _Remembered, *, reused: bool) -> Prepared
 def _texts(stage: PrepareStage, sets: Sequence[DataSet]) -> Iterator[str]:
     """All text of the training data; finds bad records before the tokenizer's training has cost minutes."""
     rejects = Rejects(stage.on_invalid, stage.max_dropped)
-    for place, record in read_all(sets, stage.type, Recognised()):
+    for place, record in read_all(sets, stage, Recognised()):
+        if stage.data[place.source].held_out_task is not None:
+            continue
         if isinstance(record, InvalidRecord):
             rejects.invalid(place, record)
         else:
@@ -178,7 +202,7 @@ def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet]) -> 
         "stage": stage.model_dump(mode="json", include=_STAGE_KEYS),
         "recipe": stage.recipe.model_dump(mode="json", include=_RECIPE_KEYS),
         "fraction": stage.validation.fraction if stage.validation else None,
-        "mixture": [[source.weight, source.cap] for source in stage.data],
+        "mixture": [source.model_dump(mode="json", include=_SOURCE_KEYS) for source in sources_of(stage)],
         "data": [data.identity() for data in sets],
         "tokenizer": tokenizer_digest(origin.tokenizer) if origin.tokenizer else None,
         "train": origin.train.model_dump(mode="json") if origin.train else None,
@@ -187,12 +211,16 @@ def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet]) -> 
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _sample(sets: Sequence[DataSet], recognised: Recognised, store: TokenStore, tokenizer: Any) -> str:
-    """What was recognised in each file, and the first record as the model sees it, with what bears loss."""
+def _sample(sets: Sequence[DataSet], tokenized: Tokenized, store: TokenStore, tokenizer: Any) -> str:
+    """What was recognised in each file, and each data set's first record as the model sees it, with what bears loss."""
     files = [file for data in sets for file in data.files]
-    lines = [f"{file.name}: {recognised.formats[i]}, {recognised.records[i]} records" for i, file in enumerate(files)]
-    stop = min(int(store.offsets[1]), _SAMPLE_TOKENS)
-    ids, mask = store.tokens[:stop].tolist(), store.loss[:stop]
-    text = tokenizer.decode(ids)
-    learnt = tokenizer.decode([token for token, bears in zip(ids, mask, strict=True) if bears])
-    return "\n".join([*lines, "", "--- first record", text, "", "--- of it, this bears loss", learnt, ""])
+    found = tokenized.recognised
+    lines = [f"{file.name}: {found.formats[i]}, {found.records[i]} records" for i, file in enumerate(files)]
+    for data, records in zip(sets, tokenized.by_set, strict=True):
+        start, stop = store.offsets[records[0]], store.offsets[records[0] + 1]
+        stop = min(int(stop), int(start) + _SAMPLE_TOKENS)
+        ids, mask = store.tokens[start:stop].tolist(), store.loss[start:stop]
+        learnt = tokenizer.decode([token for token, bears in zip(ids, mask, strict=True) if bears])
+        where = f" of {data.source.uri.partition('?')[0]}" if len(sets) > 1 else ""
+        lines += ["", f"--- first record{where}", tokenizer.decode(ids), "", "--- of it, this bears loss", learnt]
+    return "\n".join([*lines, ""])

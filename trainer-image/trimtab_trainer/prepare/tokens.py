@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.data.encode import Encoded, EncoderSettings, Place, Result, encode_all
 from trimtab_trainer.data.records import InvalidRecord
 from trimtab_trainer.data.store import Int64, TokenStore, TokenWriter
 from trimtab_trainer.errors import BadData
+from trimtab_trainer.prepare.reading import Recognised, read_all
 from trimtab_trainer.prepare.rejects import Rejects
-from trimtab_trainer.prepare.sources import DataSet, Recognised, read_all
+from trimtab_trainer.prepare.sources import DataSet
 from trimtab_trainer.settings import OnTooLong
 
 
@@ -23,10 +25,12 @@ from trimtab_trainer.settings import OnTooLong
 class Tokenized:
     """The records of each data set, in the order of `sets`, and what happened on the way.
 
-    A record is its first text's id, int64; a pair's second text has the next one.
+    A record is its first text's id, int64; a pair's second text and further wordings have the next ones.
     """
 
     by_set: list[Int64]
+    examples: list[NDArray[np.bool_]]
+    """Which records of each data set others can get as few-shot examples."""
     dropped: int
     truncated: int
     recognised: Recognised
@@ -44,22 +48,25 @@ def tokenize(
     rejects = Rejects(stage.on_invalid, stage.max_dropped)
     recognised = Recognised()
     by_set = [array("q") for _ in sets]
+    examples = [array("b") for _ in sets]
     truncated = 0
     with TokenWriter(folder, vocabulary) as writer:
         for data in sets:
             for file in data.files:
                 writer.add_file(file.name)
-        results = encode_all(encoder, read_all(sets, stage.type, recognised), sum(data.size for data in sets))
+        results = encode_all(encoder, read_all(sets, stage, recognised), sum(data.size for data in sets))
         for place, texts, cut in _usable(results, stage, rejects):
             first, *_ = [writer.append(text.ids, text.loss_mask, place.file, place.line) for text in texts]
             by_set[place.source].append(first)
+            examples[place.source].append((place.file, place.line) in recognised.examples)
             truncated += cut
     for data, records in zip(sets, by_set, strict=True):
         if not records:
             dropped = f" ({rejects.dropped} dropped, first {rejects.first})" if rejects.dropped else ""
             raise BadData(f"{data.source.uri} leaves no record with a label{dropped}; check the data set")
     counts = [np.array(records, dtype=np.int64) for records in by_set]
-    return Tokenized(counts, rejects.dropped, truncated, recognised), TokenStore(folder, writer.dtype)
+    flags = [np.array(each, dtype=np.bool_) for each in examples]
+    return Tokenized(counts, flags, rejects.dropped, truncated, recognised), TokenStore(folder, writer.dtype)
 
 
 def _usable(
