@@ -91,7 +91,62 @@ def _dpo(**fields: Any) -> Manifest:
     return {"name": "prefer", "from": "a", "dpo": {**_TEXT, **fields}}
 
 
+def _sft(*sources: Manifest) -> Manifest:
+    return _stage(1, sft={"data": [{"uri": "pvc://models/chat.jsonl", **source} for source in sources]})
+
+
+_ASKED = {"prompt": "{{ input }}", "completion": "{{ target }}"}
+
 REFUSED = (
+    Refused(
+        "replay without fraction",
+        _sft({}, {"replay": True}),
+        ("spec.stages[1].sft.data[1]", "replay needs fraction"),
+    ),
+    Refused(
+        "fraction without replay",
+        _sft({}, {"fraction": 0.1}),
+        ("spec.stages[1].sft.data[1]", "fraction needs replay: true"),
+    ),
+    Refused(
+        "replay with a cap",
+        _sft({}, {"replay": True, "fraction": 0.1, "cap": 3}),
+        ("spec.stages[1].sft.data[1]", "remove weight and cap"),
+    ),
+    Refused(
+        "replay of everything",
+        _sft({}, {"replay": True, "fraction": 0.6}, {"replay": True, "fraction": 0.4}),
+        ("spec.stages[1].sft.data", "must sum to less than 1"),
+    ),
+    Refused("fraction 1", _sft({}, {"replay": True, "fraction": 1}), ("spec.stages[1].sft.data[1].fraction",)),
+    Refused(
+        "nothing to train on",
+        _sft({"replay": True, "fraction": 0.1}, {"heldOutTask": "a"}),
+        ("spec.stages[1].sft.data", "at least one data set that is neither replay nor a held-out task"),
+    ),
+    Refused(
+        "weight of a held-out task",
+        _sft({}, {"heldOutTask": "a", "weight": 2}),
+        ("spec.stages[1].sft.data[1]", "a held-out task is never trained on"),
+    ),
+    Refused("upper-case task", _sft({}, {"heldOutTask": "A"}), ("spec.stages[1].sft.data[1].heldOutTask",)),
+    Refused("no templates", _sft({"templates": []}), ("spec.stages[1].sft.data[0].templates",)),
+    Refused(
+        "template without completion",
+        _sft({"templates": [{"prompt": "{{ input }}"}]}),
+        ("spec.stages[1].sft.data[0].templates[0].completion",),
+    ),
+    Refused(
+        "count and maximum of examples",
+        _sft({"fewShot": {"count": 1, "maximum": 2}}),
+        ("spec.stages[1].sft.data[0].fewShot", "give exactly one of count and maximum"),
+    ),
+    Refused(
+        "templates of running text",
+        _stage(0, pretrain={"data": [{"uri": "pvc://models/text.jsonl", "templates": [_ASKED]}]}),
+        ("spec.stages[0].pretrain.data[0].templates",),
+        strict=True,
+    ),
     Refused("unknown field", _stage(1, learnRate=1), ("spec.stages[1].learnRate",), strict=True),
     Refused(
         "misspelt stage type",

@@ -26,6 +26,7 @@ from trimtab_trainer.data.store import (
     TokenStore,
     TokenWriter,
     epoch_name,
+    task_plan,
     write_info,
     write_plan,
 )
@@ -53,15 +54,19 @@ def write_prepared(
     batch: int,
     max_steps: int | None = None,
     validation: int = 0,
+    task: int = 0,
     stage_type: StageType = StageType.PRETRAIN,
     model_config: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Artifact:
-    """Ragged rows of one to three segments, or of one or two pairs of them; `row_counts` has the rows of each epoch."""
+    """Ragged rows of one to three segments, or of one or two pairs of them; `row_counts` has the rows of each epoch.
+
+    `validation` rows are held out, and `task` rows more as the task that is called `other-task`.
+    """
     draft = root / "volume" / "prepared" / "draft"
     draft.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    total = max(row_counts) + validation
+    total = max(row_counts) + validation + task
     with TokenWriter(draft, VOCABULARY) as writer:
         file = writer.add_file("data.jsonl")
         segments_of_row = []
@@ -82,7 +87,10 @@ def write_prepared(
         order = np.random.default_rng([seed, epoch]).permutation(max(row_counts))[:count]
         write_plan(draft, epoch_name(epoch), _plan([segments_of_row[i] for i in order]), store)
     if validation:
-        write_plan(draft, VALIDATION, _plan(segments_of_row[max(row_counts) :]), store)
+        held_out = segments_of_row[max(row_counts) : max(row_counts) + validation]
+        write_plan(draft, VALIDATION, _plan(held_out), store)
+    if task:
+        write_plan(draft, task_plan("other-task"), _plan(segments_of_row[-task:]), store)
     _write_tokenizer(draft / "tokenizer")
     (draft / "model_config.json").write_text(json.dumps(model_config or TINY_LLAMA))
     steps = sum(-(-count // batch) for count in row_counts)
@@ -97,6 +105,7 @@ def write_prepared(
         truncated=0,
         tokens=int(store.offsets[-1]),
         validation_records=validation,
+        held_out_tasks={"other-task": task} if task else {},
         global_batch_size=batch,
         epochs=len(row_counts),
         epoch_rows=row_counts,

@@ -54,7 +54,7 @@ def is_running(pid: int) -> bool:
 
 
 def configure(root: Path, port: int = 0, **changes: Any) -> TrainConfig:
-    prepared = stages.write_prepared(root, row_counts=ROWS, batch=16, validation=6, model_config=DROPOUT)
+    prepared = stages.write_prepared(root, row_counts=ROWS, batch=16, validation=6, task=5, model_config=DROPOUT)
     return stages.stage(
         prepared,
         recipe={"global_batch_size": 16, "micro_batch_size": 1, "epochs": 4},
@@ -142,6 +142,9 @@ def test_progress_and_metrics_are_served_while_it_trains(history: list[Attempt])
     assert tokens.value > 0
     for name in ("step", "total_steps", "loss", "tokens_per_second"):
         assert families[f"trimtab_stage_{name}"].samples[0].value > 0
+    (task,) = families["trimtab_stage_held_out_loss"].samples
+    assert task.labels == {**tokens.labels, "task": "other-task"}
+    assert {m.name: float(m.value) for m in progress.metrics}["held_out_loss"] == pytest.approx(task.value, rel=1e-5)
     assert not families["trimtab_stage_mfu"].samples, "no peak is known for a CPU"
 
 
@@ -221,10 +224,26 @@ def test_the_result_is_verified_complete_and_takes_the_place_of_the_checkpoints(
     } <= (found.files.keys())
     assert found.lineage["job"]["uid"] == stages.JOB.uid
     assert found.lineage["identity"]["prepared"] == undisturbed.config.prepared.digest
-    assert {metric.name for metric in report.metrics} == {"loss", "validation_loss", "validation_loss_start"}
-    assert float(report.metrics[1].value) < float(report.metrics[2].value)
+    values = {metric.name: float(metric.value) for metric in report.metrics}
+    measured = ("validation_loss", "held_out_loss")
+    assert values.keys() == {"loss", *measured, *(f"{name}_start" for name in measured)}
+    assert all(values[name] < values[f"{name}_start"] for name in measured)
     assert not (undisturbed.folder / "checkpoints").exists()
     assert list((undisturbed.folder / "tensorboard").iterdir())
+
+
+def test_a_held_out_task_is_measured_apart_from_the_start_to_the_end(
+    history: list[Attempt], undisturbed: stages.Run
+) -> None:
+    rows = [row for row in undisturbed.all_rows() if "heldOutLoss" in row]
+    assert [row["step"] for row in rows] == [0, 10, 20, 24]
+    losses = [row["heldOutLoss/other-task"] for row in rows]
+    assert losses == [row["heldOutLoss"] for row in rows], "the mean of a single task"
+    assert all(row["heldOutLoss"] != row["validationLoss"] for row in rows)
+    again = [row["heldOutLoss"] for row in history[-1].run.all_rows() if "heldOutLoss" in row]
+    assert again == losses
+    card = (undisturbed.folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"| other-task | 5 | {losses[0]:.4f} | {losses[-1]:.4f} |" in card
 
 
 def test_a_stage_that_is_done_says_so_without_training(undisturbed: stages.Run) -> None:

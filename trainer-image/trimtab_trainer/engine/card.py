@@ -9,6 +9,7 @@ from typing import Any
 from trimtab_trainer.config import StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedInfo
 from trimtab_trainer.lineage import Lineage
+from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, key_of
 
 _PLOT = "loss.png"
 
@@ -48,7 +49,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 {metrics}
 
 ![Loss over steps]({_PLOT})
-
+{_held_out(info, rows)}
 ## Recipe
 
 ```json
@@ -58,6 +59,25 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
+def _held_out(info: PreparedInfo, rows: list[dict[str, Any]]) -> str:
+    """The losses on each task that was never trained on, before the first step and after the last."""
+    if not info.held_out_tasks:
+        return ""
+    lines = [
+        "",
+        "## Tasks never trained on",
+        "",
+        "Nats per loss-bearing token.",
+        "",
+        "| task | records | loss before | loss after |",
+        "| --- | --- | --- | --- |",
+    ]
+    for task, records in info.held_out_tasks.items():
+        losses = [row[key] for row in rows if (key := key_of(f"{HELD_OUT_LOSS}/{task}")) in row]
+        lines.append(f"| {task} | {records:,} | {losses[0]:.4f} | {losses[-1]:.4f} |")
+    return "\n".join([*lines, ""])
+
+
 def _plot(file: Path, rows: list[dict[str, Any]], unit: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -65,7 +85,11 @@ def _plot(file: Path, rows: list[dict[str, Any]], unit: str) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for key, label, style in (("loss", "training", "-"), ("validationLoss", "validation", "o--")):
+    for key, label, style in (
+        ("loss", "training", "-"),
+        ("validationLoss", "validation", "o--"),
+        ("heldOutLoss", "tasks held out", "s:"),
+    ):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)

@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from pydantic.alias_generators import to_camel
 
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity
 from trimtab_trainer.config import CheckpointReport, Metric, StageType, TrainConfig, TrainReport
-from trimtab_trainer.data.store import VALIDATION, PreparedData
+from trimtab_trainer.data.store import VALIDATION, PreparedData, task_plan
 from trimtab_trainer.engine import checkpoint
 from trimtab_trainer.engine.batches import MicroBatch, Step, plan_steps
 from trimtab_trainer.engine.distributed import Group
@@ -26,7 +25,7 @@ from trimtab_trainer.engine.result import publish_result
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import BadConfiguration, Preempted
 from trimtab_trainer.progress.heartbeat import Phase, Pulse
-from trimtab_trainer.progress.metrics_log import METRICS_FILE, MetricsLog, cut_rows, read_rows
+from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, METRICS_FILE, MetricsLog, cut_rows, key_of, read_rows
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.supervisor.run_folder import RESUME_STEP_VARIABLE, RunFolder
 from trimtab_trainer.volumes import local_path
@@ -161,7 +160,7 @@ class Trainer:
                 "learningRate": result.learning_rate,
                 "tokens": self._tokens,
                 "tokensPerSecond": round(speed, 1),
-                **{to_camel(name): value for name, value in result.metrics.items()},
+                **{key_of(name): value for name, value in result.metrics.items()},
             }
         )
         _log.info(
@@ -176,13 +175,22 @@ class Trainer:
         )
 
     def _validate(self, done: int) -> None:
-        if not self._prepared.info.has_validation:
+        info = self._prepared.info
+        means: dict[str, float] = {}
+        if info.has_validation:
+            found = self._loop.validate(VALIDATION, self._beat)
+            means |= {f"validation_{name}": value for name, value in found.items()}
+        tasks = {task: self._loop.validate(task_plan(task), self._beat)["loss"] for task in info.held_out_tasks}
+        if tasks:
+            means[HELD_OUT_LOSS] = sum(tasks.values()) / len(tasks)
+            means |= {f"{HELD_OUT_LOSS}/{task}": loss for task, loss in tasks.items()}
+        if not means:
             return
-        means = {f"validation_{name}": value for name, value in self._loop.validate(VALIDATION, self._beat).items()}
         self._shown |= means
         self._beat(metrics=self._shown)
-        self._write({"step": done, **{to_camel(name): value for name, value in means.items()}})
-        _log.info("step %d/%d  validation loss %.4f", done, self._total_steps, means["validation_loss"])
+        self._write({"step": done, **{key_of(name): value for name, value in means.items()}})
+        shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in means.items())
+        _log.info("step %d/%d  %s", done, self._total_steps, shown)
 
     def _save(self, step: Step) -> None:
         if self._log:
@@ -235,15 +243,15 @@ def build_objective(config: TrainConfig, group: Group) -> Objective:
 
 
 def _final_metrics(rows: list[dict[str, Any]], own: Sequence[str]) -> list[Metric]:
-    """Of the last step and the last validation; the validation loss before the first step, too.
+    """Of the last step and the last validation; the validation losses before the first step, too.
 
     `own`: names of the objective's metrics.
     """
     found = {}
-    for name in ("loss", *own, "validation_loss", *(f"validation_{name}" for name in own)):
-        values = [row[key] for row in rows if (key := to_camel(name)) in row]
+    for name in ("loss", *own, "validation_loss", *(f"validation_{name}" for name in own), HELD_OUT_LOSS):
+        values = [row[key] for row in rows if (key := key_of(name)) in row]
         if values:
             found[name] = values[-1]
-            if name == "validation_loss":
-                found["validation_loss_start"] = values[0]
+            if name in ("validation_loss", HELD_OUT_LOSS):
+                found[f"{name}_start"] = values[0]
     return [Metric(name=name, value=f"{value:.6g}") for name, value in found.items()]

@@ -7,7 +7,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 METRICS_FILE = "metrics.jsonl"
+HELD_OUT_LOSS = "held_out_loss"
+"""Mean over the held-out tasks, each counting the same; `held_out_loss/TASK` is that of one."""
+
+
+def key_of(name: str) -> str:
+    """A metric's key in a row: camelCase, and after a slash the name of a held-out task as it is."""
+    metric, slash, task = name.partition("/")
+    return f"{to_camel(metric)}{slash}{task}"
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:

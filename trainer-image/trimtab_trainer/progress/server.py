@@ -18,6 +18,7 @@ from trimtab_trainer import config as contract
 from trimtab_trainer.config import Progress, TrainConfig
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.progress.heartbeat import Heartbeat, read_heartbeat
+from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS
 
 LABELS = ["namespace", "job", "stage"]
 
@@ -30,7 +31,11 @@ def to_progress(heartbeat: Heartbeat) -> Progress:
         epoch=f"{heartbeat.epoch:.2f}",
         tokens_per_second=round(heartbeat.tokens_per_second),
         estimated_remaining_seconds=round((heartbeat.total_steps - heartbeat.step) * heartbeat.median_step_seconds),
-        metrics=[contract.Metric(name=name, value=f"{value:.6g}") for name, value in heartbeat.metrics.items()],
+        metrics=[
+            contract.Metric(name=name, value=f"{value:.6g}")
+            for name, value in heartbeat.metrics.items()
+            if "/" not in name  # a value for each held-out task would not fit the status
+        ],
         checkpoints=heartbeat.checkpoints,
     )
 
@@ -70,6 +75,16 @@ class StageCollector(Collector):
         }
         for name, text in helps.items():
             yield self._gauge(name, text, beat.metrics.get(name))
+        tasks = GaugeMetricFamily(
+            f"trimtab_stage_{HELD_OUT_LOSS}",
+            "Last loss on a task that is never trained on: nats per loss-bearing token.",
+            labels=[*LABELS, "task"],
+        )
+        for name, value in beat.metrics.items():
+            metric, _, task = name.partition("/")
+            if metric == HELD_OUT_LOSS and task:
+                tasks.add_metric([*self._labels, task], value)
+        yield tasks
 
     def _gauge(self, name: str, text: str, value: float | None) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"trimtab_stage_{name}", text, labels=LABELS)
