@@ -18,11 +18,15 @@ TESTED := --constraint requirements/dev.txt
 GENERATED := crds docs/api.md docs/status.md helm/trimtab/templates/crds helm/trimtab/presets helm/trimtab/dashboards \
 	helm/trimtab/values.yaml helm/trimtab/values.schema.json helm/trimtab/README.md
 
+# Other projects' code, as the tests of `test-oracles` see it: an environment with the trainer's own versions, and sources.
+ORACLES := .oracles
+ORACLES_STAMP := $(ORACLES)/setup-$(shell { pwd; cat tests/oracles/peers.txt tests/oracles/sources.txt; } | sha256sum | cut -c1-16)
+
 # The environment is made anew when what defines it changes, the place of the checkout included.
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
 
 .PHONY: help setup demo test check lint images test-repo test-unit test-chart test-trainer test-serving test-local \
-	test-controlplane test-cluster test-faults \
+	test-controlplane test-cluster test-faults test-oracles \
 	bench-operator bench-children generate verify requirements clean
 
 help: ## List the targets
@@ -86,6 +90,16 @@ test-faults: setup ## Sweep crashes, faults, stale views and fields, and find de
 	$(PYTHON) tests/kubernetes/build.py
 	$(PYTEST) tests/faults
 
+test-oracles: setup $(ORACLES_STAMP) ## Compare losses with those of TRL, OpenRLHF, verl, Liger and DeepSpeed: in an environment of its own
+	PYTHONPATH=trainer-image DS_ACCELERATOR=cpu $(ORACLES)/bin/python -m pytest tests/oracles
+
+$(ORACLES_STAMP):
+	@rm -rf $(ORACLES) && $(UV) venv --quiet --python $(PYTHON) $(ORACLES)
+	@$(UV) pip install --quiet --python $(ORACLES) --no-deps --require-hashes -r tests/oracles/peers.txt
+	@$(UV) pip install --quiet --python $(ORACLES) --no-deps --require-hashes -r tests/oracles/sources.txt \
+	  --target $(ORACLES)/sources
+	@touch $@
+
 # Another version of Kubernetes: make test-controlplane KUBERNETES=v1.34.4 (tests/kubernetes/versions has them).
 test-controlplane: setup ## Test the operator on a real kube-apiserver
 	$(PYTHON) tests/kubernetes/build.py
@@ -141,6 +155,9 @@ requirements: setup ## Compile the pinned requirement sets from pyproject.toml
 	$(COMPILE) $(OVERRIDE) $(TESTED) --extra trainer -o requirements/trainer.txt
 	$(COMPILE) $(OVERRIDE) $(TESTED) --extra serving-cpu -o requirements/serving-cpu.txt
 	$(COMPILE) --constraint requirements/trainer.txt --extra serving -o requirements/serving.txt
+	$(COMPILE) --constraint requirements/trainer.txt --extra trainer tests/oracles/peers.in -o tests/oracles/peers.txt
+	$(UV) pip compile tests/oracles/sources.in --no-deps --generate-hashes --no-emit-index-url --no-header \
+	  --python-version 3.11 --quiet -o tests/oracles/sources.txt
 
 clean: ## Remove what runs leave behind; the environment stays
 	rm -rf .trimtab .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
