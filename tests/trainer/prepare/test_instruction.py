@@ -10,6 +10,7 @@ import pytest
 from tests.trainer.prepare.kit import chats, opened, run, sft, write_jsonl
 from tests.trainer.prepare.test_run import expect
 
+from trimtab_trainer.data import encode
 from trimtab_trainer.data.store import PlanName, PreparedData, task_plan
 from trimtab_trainer.data.tasks import TaskTemplates
 from trimtab_trainer.data.tokenizer import load_tokenizer
@@ -55,6 +56,9 @@ def test_templates_word_a_record_and_options_are_written_as_flan_does() -> None:
         ("Write a claim that is no.", "Snow is hot."),
         ("Snow is hot.\n\nOPTIONS:\n- yes\n- no", "no"),
     ]
+    letters = '{{ claim }}{% for each in choices %}\n({{ "ABCDEFGH"[loop.index0] }}) {{ each }}{% endfor %}'
+    lettered = TaskTemplates([Template(prompt=letters, completion="{{ label }}")], "data[0]").render(0, row)
+    assert lettered.messages[0].content == "Snow is hot.\n(A) yes\n(B) no"
 
 
 @pytest.mark.parametrize(
@@ -238,6 +242,28 @@ def test_a_held_out_task_is_planned_apart_and_never_trained_on(tmp_path: Path) -
     assert not {text for text, _ in texts(prepared, 0)} & set(measured)
     vocabulary = json.loads((prepared.tokenizer_folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert not any("Old" in word for word in vocabulary), "the tokenizer has not seen it either"
+
+
+def test_the_stream_is_the_same_at_any_number_of_processes_and_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(tmp_path / "claims.jsonl", claims(60)).as_uri()
+    text = write_jsonl(tmp_path / "text.jsonl", [{"text": "Old things. " * 99}] * 3).as_uri()
+    sources = [
+        {"uri": data, "templates": [QUESTION, INVERTED], "fewShot": {"maximum": 4}},
+        {"uri": text, "replayFraction": 0.3},
+    ]
+    epochs = {"epochs": 3, "seed": 7}
+    alone = run(tmp_path / "alone", job(*sources, recipe=epochs))
+    monkeypatch.setattr(encode, "BYTES_A_WORKER", 1)
+    monkeypatch.setattr(encode, "BATCH_RECORDS", 7)
+    monkeypatch.setattr(encode, "available_cores", lambda: 2)
+    together = run(tmp_path / "together", job(*sources, recipe=epochs, worldSize=8))
+    assert together.stages[0].digest == alone.stages[0].digest
+    assert (
+        run(tmp_path / "together", job(*sources, recipe=epochs | {"seed": 8})).stages[0].digest
+        != alone.stages[0].digest
+    )
 
 
 def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:

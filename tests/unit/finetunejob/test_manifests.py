@@ -11,7 +11,7 @@ from tests.unit.finetunejob.world import World, spec, stage
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
-from trimtab_trainer.settings import Preference
+from trimtab_trainer.settings import FewShot, Preference, Template
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 SECRET = {"secretRef": {"name": "s3"}}
@@ -177,6 +177,27 @@ def test_stage_json_is_the_contract() -> None:
     assert (config.nodes, config.processes_per_node, config.threads) == (2, 4, 2)
     assert config.validation_every_steps == 5
     assert config.images == {"trainer": "trainer@sha256:1"}
+
+
+def test_a_mixture_reaches_the_trainer_whole() -> None:
+    wording = {"prompt": "{{ input }}", "completion": "{{ target }}"}
+    sources = [
+        {"uri": "pvc://models/a.tsv", "weight": 2, "cap": 9, "templates": [wording], "fewShot": {"maximum": 3}},
+        {"uri": "pvc://models/b.txt", "replay": True, "fraction": 0.01},
+        {"uri": "pvc://models/c.tsv", "heldOutTask": "c", "cap": 5},
+    ]
+    validation = {"data": [{"uri": "pvc://models/d.tsv", "templates": [wording]}]}
+    made = World(spec(stage("one"), {"name": "two", "from": "one", "sft": {"data": sources, "validation": validation}}))
+    made.settle()
+    told = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(told, PrepareConfig)
+    trained, replayed, held_out = told.stages[1].data
+    assert (trained.weight, trained.cap, trained.templates) == (2, 9, [Template(**wording)])
+    assert trained.few_shot == FewShot(maximum=3, proportion=0.5)
+    assert (replayed.replay_fraction, held_out.held_out_task, held_out.cap) == (0.01, "c", 5)
+    assert [each.in_mixture for each in told.stages[1].data] == [True, False, False]
+    assert told.stages[1].validation is not None
+    assert told.stages[1].validation.data[0].templates == [Template(**wording)]
 
 
 def test_dpo_is_held_to_the_weights_that_it_starts_from() -> None:
