@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_trainer.algorithms.advantages import explained_variance, gae, moments, whiten
+from trimtab_trainer.algorithms.advantages import explained_variance, gae, moments, variance, whiten
 
 WHOLE = torch.ones(1, 3, dtype=torch.bool)
 REWARDS = torch.tensor([[-0.002, -0.004, 1.994]])
@@ -88,10 +88,11 @@ def test_p6_a_mean_far_from_zero_costs_no_digits() -> None:
     torch.testing.assert_close(whiten(far, mask, moments(far, mask)), expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_p6_equal_values_whiten_to_zero(count: int) -> None:
-    values, mask = torch.full((1, count), 1234.567), torch.ones(1, count, dtype=torch.bool)
-    assert whiten(values, mask, moments(values, mask)).tolist() == [[0.0] * count]
+@given(st.floats(-1e6, 1e6, width=32), st.integers(1, 5000))
+def test_p6_equal_values_have_no_variance_and_whiten_to_zero(value: float, count: int) -> None:
+    values, mask = torch.full((1, count), value), torch.ones(1, count, dtype=torch.bool)
+    assert float(variance(moments(values, mask))) == 0
+    assert whiten(values, mask, moments(values, mask)).tolist() == [[pytest.approx(0, abs=1e-5)] * count]
 
 
 def test_explained_variance() -> None:
