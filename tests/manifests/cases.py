@@ -167,6 +167,16 @@ REFUSED = (
         job(stages=[{"name": "a", "pretrain": _TEXT}, _dpo(loss="ipo", labelSmoothing=0.1)]),
         ("spec.stages[1].dpo", "labelSmoothing belongs to the sigmoid loss"),
     ),
+    Refused(
+        "an adapter for a model from nothing",
+        _stage(0, lora={"rank": 8}),
+        ("spec", "lora adapts a model, random weights are none"),
+    ),
+    Refused("rank 0", _stage(1, lora={"rank": 0}), ("spec.stages[1].lora.rank",)),
+    Refused("alpha 0", _stage(1, lora={"alpha": 0}), ("spec.stages[1].lora.alpha",)),
+    Refused("all dropped", _stage(1, lora={"dropout": 1}), ("spec.stages[1].lora.dropout",)),
+    Refused("no targets", _stage(1, lora={"targets": []}), ("spec.stages[1].lora.targets",)),
+    Refused("target by path", _stage(1, lora={"targets": ["a.b"]}), ("spec.stages[1].lora.targets[0]",)),
     Refused("beta 0", job(stages=[{"name": "a", "pretrain": _TEXT}, _dpo(beta=0)]), ("spec.stages[1].dpo.beta",)),
     Refused("from nowhere", _stage(1, **{"from": "nowhere"}), ("spec", "from must name a stage of this job")),
     Refused(
@@ -296,6 +306,7 @@ REFUSED_EDITS = (
     ),
     _edit("a recipe", lambda m: m["spec"]["stages"][1]["train"].update(learningRate=2e-4), "train can't be changed"),
     _edit("a recipe added", lambda m: m["spec"]["stages"][0].update(train={"epochs": 2}), "train can't be changed"),
+    _edit("an adapter added", lambda m: m["spec"]["stages"][1].update(lora={}), "lora can't be changed"),
     _edit("a recipe removed", lambda m: m["spec"]["stages"][1].pop("train"), "train can't be changed"),
     _edit(
         "data",

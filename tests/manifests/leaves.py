@@ -89,5 +89,7 @@ def manifest_with(kind: str, place: Place, value: Any) -> Manifest:
 
 
 def _position(parent: str, place: Place) -> int:
-    """Of the item: the stage that has the type in question."""
+    """Of the item: the stage that has the type in question; `lora` needs one that starts from another."""
+    if parent == "stages" and "lora" in place:
+        return _TYPES.index("sft")
     return next((i for i, name in enumerate(_TYPES) if parent == "stages" and name in place), 0)

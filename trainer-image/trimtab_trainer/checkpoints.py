@@ -15,7 +15,7 @@ from typing import Literal
 from trimtab_trainer import manifest
 from trimtab_trainer.config import CheckpointReport, Digest, TrainConfig
 from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing
-from trimtab_trainer.settings import Contract, Precision, Preference, Recipe, ZeroStage
+from trimtab_trainer.settings import Contract, Lora, Precision, Preference, Recipe, ZeroStage
 from trimtab_trainer.supervisor.fence import Fence
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Identity(Contract):
     model: Digest | None
     reference: Digest | None = None
     recipe: Recipe
+    lora: Lora | None = None
     preference: Preference | None = None
     precision: Precision
     zero_stage: ZeroStage
@@ -61,6 +62,7 @@ def identity(config: TrainConfig) -> Identity:
         reference=config.reference.digest if config.reference else None,
         preference=config.preference,
         recipe=config.recipe,
+        lora=config.lora,
         precision=config.precision,
         zero_stage=config.zero_stage,
     )

@@ -20,6 +20,7 @@ from trimtab_trainer.settings import (
     Checkpoint,
     Contract,
     FewShot,
+    Lora,
     Loss,
     MaxDropped,
     MaxLength,
@@ -156,6 +157,7 @@ class PrepareStage(Contract):
     on_too_long: OnTooLong = OnTooLong.FAIL
     max_dropped: MaxDropped = 0
     recipe: Recipe = Recipe()
+    lora: Lora | None = None
     precision: Precision = Precision.BF16
     zero_stage: ZeroStage = 0
     world_size: int = 1
@@ -193,6 +195,8 @@ class TrainConfig(Contract):
     reference: Artifact | None = None
     """What `dpo` holds the model to: the stage's starting weights."""
     recipe: Recipe = Recipe()
+    lora: Lora | None = None
+    """Train an adapter on frozen weights; absent: all weights."""
     preference: Preference | None = None
     """Of `dpo`; absent in other stages."""
     checkpoint: Checkpoint = Checkpoint()

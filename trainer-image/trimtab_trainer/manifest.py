@@ -18,6 +18,7 @@ from trimtab_trainer.errors import CorruptArtifact, InputMissing
 from trimtab_trainer.settings import Contract
 
 MANIFEST = "manifest.json"
+Kind = Literal["model", "adapter", "prepared", "checkpoint"]
 
 
 class FileEntry(Contract):
@@ -31,7 +32,7 @@ class Manifest(Contract):
     """Contents of `manifest.json`. `files` maps a path relative to the folder, with `/`, to its entry."""
 
     version: Literal[1] = 1
-    kind: Literal["model", "prepared", "checkpoint"]
+    kind: Kind
     files: dict[str, FileEntry]
     lineage: dict[str, Any] = {}
 
@@ -50,7 +51,7 @@ def manifest_digest(folder: Path) -> str:
         raise InputMissing(f"{folder}: no {MANIFEST}; the folder is not a finished artifact") from error
 
 
-def seal(folder: Path, kind: Literal["model", "prepared", "checkpoint"], lineage: dict[str, Any]) -> str:
+def seal(folder: Path, kind: Kind, lineage: dict[str, Any]) -> str:
     """Hash every file below `folder`, write its manifest, flush all of it to disk; returns the digest."""
     entries: dict[str, FileEntry] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST):

@@ -173,6 +173,22 @@ PreferenceBeta = Annotated[
 LabelSmoothing = Annotated[
     float, Field(ge=0, lt=0.5, description="Chance that a pair's label is wrong (conservative DPO); 0 trusts them all.")
 ]
+LoraRank = Annotated[int, Field(ge=1, le=1024, description="Rank r of each update B A; 16 by default.")]
+LoraAlpha = Annotated[
+    int, Field(ge=1, le=65_536, description="The update is scaled by alpha / rank; by default alpha is twice the rank.")
+]
+LoraDropout = Annotated[
+    float, Field(ge=0, lt=1, description="Dropout before A while training; 0 by default, and always off in dpo.")
+]
+LoraTargets = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]],
+    Field(
+        min_length=1,
+        max_length=32,
+        description="Linear layers of the blocks to adapt, by the last part of their names, such as q_proj; "
+        "all of them by default. Embeddings and the output head can't be adapted.",
+    ),
+]
 MaxDropped = Annotated[int, Field(ge=0, le=1_000_000_000, description="More dropped records than this fail the stage.")]
 VocabularySize = Annotated[
     int, Field(ge=264, le=1_000_000, description="Entries of the trained vocabulary, special tokens included.")
@@ -221,6 +237,25 @@ class Preference(Contract):
     loss: PreferenceLoss = PreferenceLoss.SIGMOID
     beta: PreferenceBeta = 0.1
     label_smoothing: LabelSmoothing = 0.0
+
+
+class Lora(Contract):
+    """Low-rank adaptation: W + (alpha / rank) B A, where only A and B learn (Hu et al. 2021, equation 3)."""
+
+    rank: LoraRank = 16
+    alpha: LoraAlpha | None = None
+    dropout: LoraDropout = 0.0
+    targets: LoraTargets | None = None
+
+    @property
+    def effective_alpha(self) -> int:
+        """Alpha, or its default."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the update B A."""
+        return self.effective_alpha / self.rank
 
 
 class Checkpoint(Contract):

@@ -59,6 +59,10 @@ _DPO_STARTS = (
     "self.stages.all(s, !has(s.dpo) || has(s.from) || has(self.model.uri))",
     "a dpo stage starts from a model, which is its reference too; give from, or model.uri",
 )
+_LORA_STARTS = (
+    "self.stages.all(s, !has(s.lora) || has(s.from) || has(self.model.uri))",
+    "lora adapts a model, random weights are none; give from, or model.uri",
+)
 _SAME_STAGES = (
     "self.stages.map(s, s.name) == oldSelf.stages.map(s, s.name)",
     "the stages of a job are fixed; create a new job for a new experiment",
@@ -143,6 +147,7 @@ class FineTuneJobSpec(ApiModel):
             _FROM_EARLIER,
             _ROLLOUT_KNOWN,
             _DPO_STARTS,
+            _LORA_STARTS,
             _SAME_STAGES,
             _SHAPE_WHILE_SUSPENDED,
             *_fixed_defaults(),

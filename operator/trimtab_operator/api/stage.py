@@ -20,6 +20,10 @@ from trimtab_trainer.settings import (
     Keep,
     LabelSmoothing,
     LearningRate,
+    LoraAlpha,
+    LoraDropout,
+    LoraRank,
+    LoraTargets,
     Loss,
     MaxDropped,
     MaxLength,
@@ -66,6 +70,15 @@ class Train(ApiModel):
     gradient_checkpointing: GradientCheckpointing | None = None
 
 
+class Lora(ApiModel):
+    """Train a low-rank adapter on frozen weights; the result is merged, and the adapter lies beside it."""
+
+    rank: LoraRank | None = None
+    alpha: LoraAlpha | None = None
+    dropout: LoraDropout | None = None
+    targets: LoraTargets | None = None
+
+
 class Checkpoint(ApiModel):
     """When to save, and how much to keep."""
 
@@ -83,6 +96,9 @@ class StageDefaults(PodShape):
     """Fields that any stage may have; `spec.defaults` sets them for all stages."""
 
     train: Train | None = Field(default=None, description="Hyper-parameters.")
+    lora: Lora | None = Field(
+        default=None, description="Train a low-rank adapter on frozen weights; absent: all weights."
+    )
     checkpoint: Checkpoint | None = Field(default=None, description="When to save, and how much to keep.")
     parallelism: Parallelism | None = Field(default=None, description="How the work is spread over processes.")
     precision: Precision | None = Field(default=None, description="bf16 or fp32; bf16 by default.")

@@ -72,7 +72,7 @@ def hosts_are_servers(question: Question) -> Verdict | None:
 def stages_fit(question: Question) -> Verdict | None:
     """The values of each stage, defaults merged, agree with each other."""
     for stage in question.stages:
-        if cause := _misfit(stage):
+        if cause := _misfit(stage) or _adapts_nothing(stage, question.job):
             return _final(reasons.MISFIT, f"stage {stage.name}: {cause}")
     return None
 
@@ -170,6 +170,16 @@ def _misfit(stage: Effective) -> str | None:
             if name in limits and number(value) > number(limits[name]):
                 return f"resources.requests {name} {value} is above its limit {limits[name]}"
     return None
+
+
+def _adapts_nothing(stage: Effective, job: FineTuneJob) -> str | None:
+    """CEL sees the stage's own `lora` only."""
+    if stage.lora is None or stage.stage.from_ is not None or job.spec.model.uri is not None:
+        return None
+    return (
+        "lora of defaults adapts a model, and this stage starts from random weights; "
+        "set lora in the other stages only, or give model.uri"
+    )
 
 
 def _final(reason: Reason, message: str) -> Verdict:

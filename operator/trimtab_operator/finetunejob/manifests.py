@@ -143,6 +143,7 @@ def train_config(
         model=start,
         reference=start if isinstance(stage.task, Dpo) else None,
         recipe=stage.recipe,
+        lora=stage.lora,
         preference=_preference(stage.task) if isinstance(stage.task, Dpo) else None,
         checkpoint=stage.checkpoint,
         validation_every_steps=validation.every_steps if validation else None,

@@ -11,7 +11,7 @@ from trimtab_operator.api.finetunejob import FineTuneJobSpec
 from trimtab_operator.api.stage import STAGE_TYPES, Stage, Task
 from trimtab_operator.core.quantity import number
 from trimtab_trainer.config import StageType
-from trimtab_trainer.settings import Checkpoint, Precision, Recipe
+from trimtab_trainer.settings import Checkpoint, Lora, Precision, Recipe
 
 DEFAULT_RETRIES = 3
 _ACCELERATORS = ("nvidia.com/", "amd.com/", "gpu.intel.com/", "habana.ai/")
@@ -30,6 +30,7 @@ class Effective:
     """In each pod."""
     retries: int
     recipe: Recipe
+    lora: Lora | None
     checkpoint: Checkpoint
     precision: Precision
     zero_stage: int
@@ -85,6 +86,7 @@ def _effective(stage: Stage) -> Effective:
         processes=stage.processes_per_node or accelerators(stage) or 1,
         retries=DEFAULT_RETRIES if stage.retries is None else stage.retries,
         recipe=Recipe.model_validate(stage.train.model_dump(exclude_none=True) if stage.train else {}),
+        lora=Lora.model_validate(stage.lora.model_dump(exclude_none=True)) if stage.lora else None,
         checkpoint=Checkpoint.model_validate(
             stage.checkpoint.model_dump(exclude_none=True) if stage.checkpoint else {}
         ),

@@ -64,6 +64,7 @@ def _stage(stage: Effective) -> PrepareStage:
         validation=_validation(task.validation) if task.validation else None,
         loss=_loss(task),
         recipe=stage.recipe,
+        lora=stage.lora,
         precision=stage.precision,
         zero_stage=stage.zero_stage,
         world_size=stage.nodes * stage.processes,

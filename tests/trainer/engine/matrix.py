@@ -1,7 +1,7 @@
 """Run by torchrun: five steps of the real loop for each cell of the matrix; each cell's weights go to a file.
 
 Arguments: the prepared folders of text and of pairs, the output folder. Cell names: zero-micro-optimizer-precision,
-after `dpo-` for pairs; `naive` and `dpo-naive` weigh their losses wrongly.
+after `dpo-` for pairs and `lora-` for adapters; `naive` and `dpo-naive` weigh their losses wrongly.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
 from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise
 from trimtab_trainer.engine.setup import Engine
-from trimtab_trainer.settings import Preference
+from trimtab_trainer.engine.train import build_objective
+from trimtab_trainer.settings import Lora, Preference
 
 REFERENCE_SEED, BETA = 8, 0.5
+LORA, LORA_LEARNING_RATE = Lora(rank=4), 1e-2
+UNUSED = Artifact(uri="pvc://models/unused", digest="sha256:" + "0" * 64)
 RECIPE = {
     "learning_rate": 1e-3,
     "schedule": "constant",
@@ -54,6 +57,14 @@ def dpo_cells() -> list[tuple[int, int, str, str]]:
     return list(itertools.product((0, 3), (1, 4), ("sgd", "adamw"), ("fp32",)))
 
 
+def lora_cells() -> list[tuple[int, int, str, str]]:
+    return [*itertools.product((0, 1, 2, 3), (4,), ("adamw",), ("fp32",)), (0, 1, "sgd", "fp32"), (3, 1, "sgd", "fp32")]
+
+
+def lora_dpo_cells() -> list[tuple[int, int, str, str]]:
+    return list(itertools.product((0, 2, 3), (1,), ("adamw",), ("fp32",)))
+
+
 def mean_of_micro_batch(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     """The plausible mistake: each micro-batch counts the same, whatever its number of tokens."""
     mask = loss_mask[:, 1:]
@@ -77,9 +88,13 @@ def pairwise(config: TrainConfig, prepared: PreparedData, kind: type[Pairwise] =
     )
 
 
-def run_cell(config: TrainConfig, prepared: PreparedData, group: Group, objective: Objective, out: Path) -> None:
+def run_cell(config: TrainConfig, prepared: PreparedData, group: Group, objective: Objective | None, out: Path) -> None:
+    """`objective`: None for the one that a stage takes, held to the weights that it starts from."""
     torch.manual_seed(0)
     engine = Engine(load_model(config, prepared, verify=False), config)
+    if objective is None:
+        start = {"model": UNUSED, "reference": UNUSED}
+        objective = build_objective(config.model_copy(update=start), group, engine)
     trainer = loop.Loop(engine, group, prepared, config, objective, lambda: False)
     results = [trainer.step(step) for step in plan_steps(prepared.info.epoch_rows, 4, prepared.info.total_steps)]
     validation = trainer.validate(VALIDATION, lambda: None)
@@ -93,11 +108,18 @@ def run_cell(config: TrainConfig, prepared: PreparedData, group: Group, objectiv
 
 def configure(zero: int, micro: int, optimizer: str, precision: str) -> TrainConfig:
     return stage(
-        Artifact(uri="pvc://models/unused", digest="sha256:" + "0" * 64),
+        UNUSED,
         zero_stage=zero,
         precision=precision,
         recipe={**RECIPE, "micro_batch_size": micro, "optimizer": optimizer, "epsilon": 1e-6},
     )
+
+
+def adapted(zero: int, micro: int, optimizer: str, precision: str) -> TrainConfig:
+    """With an adapter on the random weights."""
+    config = configure(zero, micro, optimizer, precision)
+    recipe = config.recipe.model_copy(update={"learning_rate": LORA_LEARNING_RATE})
+    return config.model_copy(update={"lora": LORA, "recipe": recipe})
 
 
 def main() -> None:
@@ -109,6 +131,12 @@ def main() -> None:
     for cell in dpo_cells():
         config = configure(*cell)
         run_cell(config, pairs, group, pairwise(config, pairs), out / f"dpo-{cell_name(*cell)}")
+    for cell in lora_cells():
+        run_cell(adapted(*cell), texts, group, None, out / f"lora-{cell_name(*cell)}")
+    for cell in lora_dpo_cells():
+        preferred = {"type": "dpo", "preference": Preference(beta=BETA)}
+        config = adapted(*cell).model_copy(update=preferred)
+        run_cell(config, pairs, group, None, out / f"lora-dpo-{cell_name(*cell)}")
     plain = configure(0, 1, "sgd", "fp32")
     run_cell(plain, pairs, group, pairwise(plain, pairs, PerToken), out / "dpo-naive")
     objectives.token_loss_sum = mean_of_micro_batch

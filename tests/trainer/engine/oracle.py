@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trimtab_trainer.data.store import VALIDATION, PreparedData, Row
@@ -33,11 +35,18 @@ def random_model(prepared: PreparedData, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**keys, attn_implementation="eager"))
 
 
-def train(prepared: PreparedData, recipe: dict, optimizer_name: str, losses_of: Losses | None = None) -> Oracle:
+def train(
+    prepared: PreparedData,
+    recipe: dict,
+    optimizer_name: str,
+    losses_of: Losses | None = None,
+    model: LlamaForCausalLM | None = None,
+) -> Oracle:
     losses_of = losses_of or token_losses
-    model = random_model(prepared, recipe["seed"])
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
+    model = model or random_model(prepared, recipe["seed"])
+    learning = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learning if p.ndim > 1]
+    vectors = [p for p in learning if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": recipe["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
     if optimizer_name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=recipe["learning_rate"])
@@ -53,13 +62,37 @@ def train(prepared: PreparedData, recipe: dict, optimizer_name: str, losses_of: 
             loss = torch.cat([losses_of(model, row) for row in rows]).mean()
             optimizer.zero_grad()
             loss.backward()
-            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip_norm"])))
+            norms.append(float(torch.nn.utils.clip_grad_norm_(learning, recipe["clip_norm"])))
             optimizer.step()
             losses.append(float(loss.detach()))
     with torch.no_grad():
         held_out = [prepared.row(VALIDATION, i) for i in range(prepared.rows(VALIDATION))]
         validation = float(torch.cat([losses_of(model, row) for row in held_out]).mean())
     return Oracle({n: p.detach() for n, p in model.named_parameters()}, losses, norms, validation)
+
+
+class LowRank(nn.Module):
+    """W + s B A, as a parametrisation of W."""
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
+        super().__init__()
+        self.lora_A, self.lora_B, self.scaling = nn.Parameter(a), nn.Parameter(b), scaling
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.scaling * self.lora_B @ self.lora_A
+
+
+def adapted_model(
+    prepared: PreparedData, seed: int, start: dict[str, torch.Tensor], scaling: float
+) -> LlamaForCausalLM:
+    """`start`: the A and B that training begins with, by peft's names."""
+    model = random_model(prepared, seed).requires_grad_(False)
+    for name, a in start.items():
+        if ".lora_A." in name:
+            module = model.get_submodule(name.split(".lora_A.")[0])
+            low_rank = LowRank(a.clone(), start[name.replace("lora_A", "lora_B")].clone(), scaling)
+            parametrize.register_parametrization(module, "weight", low_rank)
+    return model
 
 
 def token_losses(model: LlamaForCausalLM, row: Row) -> torch.Tensor:

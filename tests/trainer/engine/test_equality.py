@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tests.trainer.engine import matrix, oracle, stages
 
 from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.engine import lora
 from trimtab_trainer.volumes import local_path
 
 STEPS = 5
@@ -148,3 +149,52 @@ def test_d7_pairs_count_the_same_over_processes_and_micro_batches(results: Path,
         assert [step["norm"] for step in told["steps"]] == pytest.approx(wanted.norms, rel=1e-4), cell
         assert told["validation"] == pytest.approx(wanted.validation, rel=1e-5), cell
     assert differences(results, "dpo-naive", expected["sgd"].weights)[0] > 1e-4, "a mean over tokens would show"
+
+
+def adapter_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The oracle's A and B by peft's names."""
+    found = {}
+    for name, tensor in weights.items():
+        module, _, part = name.partition(".parametrizations.weight.0.")
+        if part:
+            found[f"{module}.{part}.default.weight"] = tensor
+    return found
+
+
+def test_an_adapter_equals_plain_torch_and_leaves_all_else_as_it_was(
+    results: Path, prepared: PreparedData, pairs: PreparedData
+) -> None:
+    recipe = {**matrix.RECIPE, "learning_rate": matrix.LORA_LEARNING_RATE}
+    model = oracle.random_model(prepared, recipe["seed"])
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = matrix.adapted(0, 1, "sgd", "fp32")
+    lora.add_adapter(model, config, matrix.LORA)
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
+
+    def trained(data: PreparedData, optimizer: str, losses: oracle.Losses | None) -> oracle.Oracle:
+        adapted = oracle.adapted_model(data, recipe["seed"], start, matrix.LORA.scaling)
+        return oracle.train(data, recipe, optimizer, losses, adapted)
+
+    to_start = oracle.dpo(pairs, recipe["seed"], matrix.BETA)
+    cells = [("lora", prepared, None, cell) for cell in matrix.lora_cells()]
+    cells += [("lora-dpo", pairs, to_start, cell) for cell in matrix.lora_dpo_cells()]
+    expected = {
+        (kind, optimizer): trained(data, optimizer, losses)
+        for kind, data, losses, optimizer in {(kind, data, losses, cell[2]) for kind, data, losses, cell in cells}
+    }
+    for kind, _, _, (zero, micro, optimizer, precision) in cells:
+        wanted = expected[kind, optimizer]
+        cell = f"{kind}-{matrix.cell_name(zero, micro, optimizer, precision)}"
+        weights = load_file(results / f"{cell}.safetensors")
+        adapter = {name: tensor for name, tensor in weights.items() if ".lora_" in name}
+        plain = {name.replace(".base_layer", ""): tensor for name, tensor in weights.items() if name not in adapter}
+        assert all(torch.equal(plain[name], frozen[name]) for name in frozen), cell
+        found = adapter_names(wanted.weights)
+        assert adapter.keys() == found.keys()
+        moved = max(float((start[name] - found[name]).abs().max()) for name in found)
+        largest = max(float((adapter[name] - found[name]).abs().max()) for name in found)
+        assert moved > 1e-3, "it trains"
+        assert largest < (1e-6 if optimizer == "sgd" else 0.01 * recipe["learning_rate"] * STEPS), (cell, largest)
+        told = json.loads((results / f"{cell}.json").read_text())
+        assert [step["loss"] for step in told["steps"]] == pytest.approx(wanted.losses, rel=1e-5), cell
+        assert [step["norm"] for step in told["steps"]] == pytest.approx(wanted.norms, rel=1e-3), cell

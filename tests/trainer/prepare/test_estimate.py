@@ -31,6 +31,29 @@ def test_memory_and_time_with_a_reference_by_hand() -> None:
     assert estimate(stage, SHAPE, 10**9).seconds == 62  # 46.4 and a third
 
 
+def test_memory_and_time_of_an_adapter_by_hand() -> None:
+    shape = SHAPE.model_copy(update={"adaptable": {"q_proj": 40, "down_proj": 60}})
+    # 2 * 100 more weights: 4 * 1,200; gradients and AdamW 12 * 200; activations 10,752 and logits 4,800 as without
+    stage = _stage(lora={"rank": 2})
+    assert estimate(stage, shape, 0).memory_bytes == 4_800 + 2_400 + 10_752 + 4_800
+    assert estimate(stage, shape, 10**9).seconds == 36  # 6,960 - 2 * 800 operations a token
+    one = _stage(lora={"rank": 2, "targets": ["q_proj"]})
+    assert estimate(one, shape, 0).memory_bytes == 16 * 80 + 4_000 + 10_752 + 4_800
+    with pytest.raises(BadConfiguration, match="no linear layer named v_proj; they have down_proj, q_proj"):
+        estimate(_stage(lora={"targets": ["v_proj"]}), shape, 0)
+
+
+def test_an_adapters_reference_is_no_second_copy_of_the_model() -> None:
+    shape = SHAPE.model_copy(update={"adaptable": {"q_proj": 40}})
+    adapter, whole = ({"lora": {"rank": 2}}, {})
+    of_dpo, of_sft = (
+        [estimate(_stage(type=kind, maxLength=length, **fields), shape, 0).memory_bytes for fields in (adapter, whole)]
+        for kind, length in (("dpo", 8), ("sft", 16))
+    )
+    # the reference's logits, 16 * 50 * 8, and with all weights trained 4,000 of a copy
+    assert [one - other for one, other in zip(of_dpo, of_sft, strict=True)] == [6_400, 10_400]
+
+
 def test_memory_in_bf16_at_zero_2_by_hand() -> None:
     # weights 2,000; gradients 4,000 / 4; master copy and AdamW 12,000 / 4: 6,000
     # activations: 2 * 8 * 2 * 168 = 5,376; logits: 8 * 50 * (2 + 8) = 4,000
@@ -73,6 +96,10 @@ def test_parameters_are_counted_without_memory() -> None:
     shape = model_shape({**TINY, "vocab_size": 100})
     assert shape.parameters == 2 * 100 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
     assert (shape.layers, shape.hidden, shape.key_value, shape.feed_forward, shape.vocabulary) == (2, 32, 32, 64, 100)
+    assert shape.adaptable == {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 2 * 64),
+        **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), 2 * 96),
+    }
     huge = {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "intermediate_size": 28672}
     assert model_shape({**huge, "num_attention_heads": 64, "num_key_value_heads": 8}).parameters > 6e10
 

@@ -67,6 +67,11 @@ def data(uri: str) -> dict[str, Any]:
             "InvalidStage",
             "resources.requests memory 2Gi is above its limit 1Gi",
         ),
+        (
+            spec(defaults={"lora": {"rank": 8}}),
+            "InvalidStage",
+            "stage one: lora of defaults adapts a model, and this stage starts from random weights",
+        ),
         (spec(model={"uri": "job://job/one"}), "SelfReference", "names this job"),
         (spec(stage(resources={"limits": {"cpu": -1}})), "InvalidSpec", "limits.cpu"),
     ],

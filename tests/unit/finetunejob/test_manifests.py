@@ -11,7 +11,7 @@ from tests.unit.finetunejob.world import World, spec, stage
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
-from trimtab_trainer.settings import FewShot, Preference, Template
+from trimtab_trainer.settings import FewShot, Lora, Preference, Template
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 SECRET = {"secretRef": {"name": "s3"}}
@@ -215,6 +215,26 @@ def test_dpo_is_held_to_the_weights_that_it_starts_from() -> None:
     assert config.model is not None
     assert config.reference == config.model
     assert config.preference == Preference(beta=0.3)
+
+
+def test_lora_of_defaults_and_stage_goes_to_prepare_and_trainer() -> None:
+    chat = {"sft": {"data": [{"uri": "pvc://models/chat.jsonl"}]}, "lora": {"targets": ["q_proj"]}}
+    made = World(
+        spec(stage("one"), {"name": "two", "from": "one", **chat}, model={"uri": "pvc://models/base"})
+        | {"defaults": {"lora": {"rank": 8}}}
+    )
+    made.settle()
+    told = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(told, PrepareConfig)
+    assert [each.lora for each in told.stages] == [Lora(rank=8), Lora(rank=8, targets=["q_proj"])]
+    assert told.stages[0].lora is not None
+    assert told.stages[0].lora.scaling == 2
+    for role in ("prepare", "one"):
+        made.succeed(role)
+        made.settle()
+    config = STAGE_CONFIG.validate_python(made.config("two"))
+    assert isinstance(config, TrainConfig)
+    assert config.lora == Lora(rank=8, targets=["q_proj"])
 
 
 def test_upgrade_of_the_operator_leaves_a_running_jobs_image_alone() -> None:

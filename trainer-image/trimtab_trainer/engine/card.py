@@ -22,6 +22,8 @@ def write_card(
     _plot(folder / _PLOT, rows, unit)
     metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
     settings = config.recipe.model_dump(mode="json", by_alias=True)
+    if config.lora:
+        settings["lora"] = config.lora.model_dump(mode="json", by_alias=True)
     if config.preference:
         settings["preference"] = config.preference.model_dump(mode="json", by_alias=True)
     base = f"`{config.model.digest}`" if config.model else "random weights"

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.engine.lora import add_adapter
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import Precision
 from trimtab_trainer.volumes import local_path
@@ -45,6 +46,8 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
             "use the tokenizer that belongs to the model, or set vocab_size in model.config",
             stage=config.stage,
         )
+    if config.lora is not None:
+        add_adapter(model, config, config.lora)
     if config.type is StageType.DPO:
         disable_dropout(model)
     if config.recipe.gradient_checkpointing:
@@ -108,12 +111,16 @@ def _embedding(model: PreTrainedModel) -> torch.Tensor:
 
 
 def flops_per_token(model: PreTrainedModel, length: int) -> float:
-    """FLOP of forward and backward for one token: 6·N + 6·L·h·S, causal; N without the lookup of embeddings."""
+    """FLOP of forward and backward for one token: 4·N + 2·M + 6·L·h·S, causal.
+
+    N: parameters without the lookup of embeddings; M: those of them that are trained, all without an adapter.
+    """
     config = model.config
-    parameters = float(sum(p.numel() for p in model.parameters()))
-    if not config.tie_word_embeddings:
-        parameters -= _embedding(model).numel()
-    return 6.0 * (parameters + float(config.num_hidden_layers * config.hidden_size * length))
+    lookup = None if config.tie_word_embeddings else _embedding(model)
+    own = [p for p in model.parameters() if p is not lookup]
+    parameters = sum(p.numel() for p in own)
+    trained = sum(p.numel() for p in own if p.requires_grad)
+    return 4.0 * parameters + 2.0 * trained + 6.0 * float(config.num_hidden_layers * config.hidden_size * length)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Metric, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.engine import lora
 from trimtab_trainer.engine.card import write_card
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import DTYPES
@@ -23,7 +24,7 @@ from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.volumes import local_path
 
-_PACKAGES = ("trimtab", "torch", "transformers", "deepspeed", "tokenizers", "safetensors")
+_PACKAGES = ("trimtab", "torch", "transformers", "deepspeed", "peft", "tokenizers", "safetensors")
 
 
 def publish_result(
@@ -42,6 +43,9 @@ def publish_result(
         StorageError: the volume can't take it, or gave back other bytes than it was given.
     """
     weights = engine.weights()
+    adapter = lora.Trained.of(engine, config, config.lora, weights) if config.lora is not None else None
+    if adapter is not None:
+        weights = adapter.merged
     if not group.is_first:
         group.barrier()
         return None
@@ -60,10 +64,15 @@ def publish_result(
     )
     try:
         _write_model(draft, engine.module, weights, prepared, dtype)
-        _check_reload(draft, weights, dtype)
+        reloaded = _check_reload(draft, weights, dtype)
+        if adapter is not None:
+            adapter.check_merged(draft, reloaded)
+            adapter.write(folder / f"{draft.name}-adapter", lineage)
         write_card(draft, config, prepared.info, lineage, rows)
         digest = manifest.seal(draft, "model", lineage.model_dump(mode="json", by_alias=True))
         fence.check()
+        if adapter is not None:
+            manifest.publish(folder / f"{draft.name}-adapter", folder / "adapter")
         manifest.publish(draft, folder / "model")
     except (OSError, RuntimeError) as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -103,9 +112,11 @@ def _end_id(prepared: PreparedData) -> int:
     return info.document_separator_id if info.type is StageType.PRETRAIN else info.end_of_turn_id
 
 
-def _check_reload(folder: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+def _check_reload(folder: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
     """Load what was written as anybody would, and compare every tensor with the engine's, bit for bit."""
-    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).state_dict()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    reloaded = model.state_dict()
     for name, tensor in weights.items():
         if name not in reloaded or not torch.equal(reloaded[name], tensor):
             raise StorageError(f"{folder}: {name} reads back other than the engine holds it; run the stage again")
+    return model

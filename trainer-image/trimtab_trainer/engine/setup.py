@@ -45,12 +45,13 @@ def engine_config(config: TrainConfig) -> dict[str, Any]:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay; norms, biases and other vectors do not."""
+    """Matrices decay; norms, biases and other vectors do not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]  # an adapter has no vectors
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:

@@ -19,6 +19,7 @@ from trimtab_trainer.engine.batches import MicroBatch, Step, plan_steps
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.isolation import check_isolation
 from trimtab_trainer.engine.loop import Loop, StepResult
+from trimtab_trainer.engine.lora import adapter_off
 from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, load_reference, peak_flops
 from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise
 from trimtab_trainer.engine.result import publish_result
@@ -64,7 +65,7 @@ class Trainer:
         self._peak_flops = peak * group.size if peak else None
         check_isolation(self._engine, self._prepared, config.stage)
         checkpoint.seed_all(config.recipe.seed, group.rank)
-        self._objective = build_objective(config, group)
+        self._objective = build_objective(config, group, self._engine)
         self._loop = Loop(self._engine, group, self._prepared, config, self._objective, told_to_stop)
         self._tokens = 0
         self._log: MetricsLog | None = None
@@ -223,8 +224,10 @@ class Trainer:
             self._log.write({**row, "attempt": self._config.attempt, "time": now})
 
 
-def build_objective(config: TrainConfig, group: Group) -> Objective:
+def build_objective(config: TrainConfig, group: Group, engine: Engine) -> Objective:
     """The loss of the stage's type, with the models that it needs besides the one in training.
+
+    The frozen weights below an adapter are the reference of `dpo` where the stage starts from it: no second copy then.
 
     Raises:
         BadConfiguration: the stage's JSON names no reference.
@@ -233,6 +236,13 @@ def build_objective(config: TrainConfig, group: Group) -> Objective:
         return NextToken()
     if config.reference is None or config.preference is None:
         raise BadConfiguration("a dpo stage needs reference and preference", stage=config.stage)
+    if config.lora is not None and config.reference == config.model:
+
+        def frozen(batch: MicroBatch) -> torch.Tensor:
+            with adapter_off(engine.module):
+                return engine.logits(batch.input_ids, batch.position_ids)
+
+        return Pairwise(frozen, config.preference)
     model = load_reference(config.reference, config.precision, group.device, verify=group.is_first_of_pod)
 
     def forward(batch: MicroBatch) -> torch.Tensor:

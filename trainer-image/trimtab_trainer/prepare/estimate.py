@@ -17,8 +17,12 @@ The activations count what one pre-norm decoder layer with a gated feed-forward 
 efficient attention (no t^2 term): 8 h for norms, query, attention's output, its projection and the residuals, 2 k for
 key and value, 4 f for gate, up, activation and product.
 
+With `lora` of rank r there are A = r sum(inputs + outputs of the targets) more weights; gradients, master copy and
+optimiser states are those of A, not of P, and the reference of `dpo` shares the frozen weights: only its logits count.
+
 Time: (6 P + 6 L h maxLength) floating-point operations a token, a third more with gradient checkpointing, a third more
-with a reference (its forward pass), at the sustained rate of `FLOPS` for each process.
+with a reference (its forward pass), 2 (P - A) less with `lora` (frozen weights need no gradient), at the sustained rate
+of `FLOPS` for each process.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from typing import Any
 
 from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.errors import BadConfiguration
+from trimtab_trainer.lora_targets import choose_targets, linear_sizes
 from trimtab_trainer.settings import Contract, Optimizer, Precision
 
 FLOPS = {
@@ -50,6 +55,8 @@ class ModelShape(Contract):
     """Width of the keys of one layer: key-value heads times head size."""
     feed_forward: int
     vocabulary: int
+    adaptable: dict[str, int] = {}
+    """Linear layers of the blocks by name, with inputs plus outputs: see `linear_sizes`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         key_value=key_value_heads * head,
         feed_forward=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         vocabulary=int(text.vocab_size),
+        adaptable=linear_sizes(model),
     )
 
 
@@ -102,15 +110,20 @@ def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:
     recipe, world = stage.recipe, stage.world_size
     parts = [world if stage.zero_stage >= level else 1 for level in (1, 2, 3)]
     states = (4 if stage.precision is Precision.BF16 else 0) + (8 if recipe.optimizer is Optimizer.ADAMW else 0)
-    fixed = shape.parameters * (states / parts[0] + 4 / parts[1] + width / parts[2])
+    adapter = 0
+    if stage.lora is not None:
+        adapter = stage.lora.rank * sum(shape.adaptable[name] for name in choose_targets(stage.lora, shape.adaptable))
+    trained = adapter or shape.parameters
+    fixed = trained * (states / parts[0] + 4 / parts[1]) + (shape.parameters + adapter) * width / parts[2]
     has_reference = stage.type is StageType.DPO
     batch = recipe.micro_batch_size * stage.max_length * (2 if has_reference else 1)
     layer = 8 * shape.hidden + 2 * shape.key_value + 4 * shape.feed_forward
     kept = shape.layers * shape.hidden + layer if recipe.gradient_checkpointing else shape.layers * layer
     memory = fixed + batch * width * kept + batch * shape.vocabulary * (width + 8)
     if has_reference:
-        memory += shape.parameters * width + batch * shape.vocabulary * (width + 4)
-    operations = tokens * (6 * shape.parameters + 6 * shape.layers * shape.hidden * stage.max_length)
-    operations = operations * (3 + recipe.gradient_checkpointing + has_reference) // 3
+        memory += (0 if adapter else shape.parameters * width) + batch * shape.vocabulary * (width + 4)
+    forward = 2 * (shape.parameters + shape.layers * shape.hidden * stage.max_length)
+    passes = 3 + recipe.gradient_checkpointing + has_reference
+    operations = tokens * (passes * forward - 2 * (shape.parameters - trained if adapter else 0))
     rate = FLOPS[stage.accelerator, stage.precision] * world
     return Estimate(math.ceil(memory), math.ceil(operations / rate))

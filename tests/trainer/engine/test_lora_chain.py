@@ -1,0 +1,139 @@
+"""LoRA `sft`, then LoRA `dpo`, as real stages: killed and resumed, sharded, merged, and the reference of the second."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tests.trainer.engine import stages
+from transformers import AutoModelForCausalLM
+
+from trimtab_trainer import manifest
+from trimtab_trainer.config import Artifact, TrainConfig
+from trimtab_trainer.settings import Lora, Preference
+
+DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
+    root = tmp_path_factory.mktemp("lora")
+    prepared = stages.write_prepared(root, row_counts=[32], batch=8, model_config=DROPOUT)
+    return finished(root, stages.stage(prepared, recipe={"global_batch_size": 8}))
+
+
+def finished(root: object, config: TrainConfig) -> stages.Run:
+    run, code = stages.run(root, config)  # type: ignore[arg-type]
+    assert code == 0, run.output
+    return run
+
+
+def result_of(run: stages.Run) -> Artifact:
+    return Artifact(uri=f"{run.config.folder}/model", digest=run.report.digest)
+
+
+def adapted(start: stages.Run, kind: str, name: str, **changes: object) -> TrainConfig:
+    """A LoRA stage that starts from the result of `start`."""
+    stage_type = stages.StageType(kind)
+    prepared = stages.write_prepared(
+        start.root, row_counts=[40, 40], batch=16, validation=4, stage_type=stage_type, model_config=DROPOUT
+    )
+    settings = {
+        "stage": name,
+        "type": kind,
+        "folder": f"pvc://models/tiny/{name}",
+        "model": result_of(start),
+        "lora": Lora(rank=4, dropout=0.1),
+        "recipe": {"global_batch_size": 16, "micro_batch_size": 2, "epochs": 2, "learning_rate": 3e-2},
+        "checkpoint": {"every_steps": 2},
+        "processes_per_node": 2,
+    }
+    if kind == "dpo":
+        settings |= {"reference": result_of(start), "preference": Preference(beta=0.5)}
+    return stages.stage(prepared, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def tuned(base: stages.Run) -> stages.Run:
+    return finished(base.root, adapted(base, "sft", "sft", zero_stage=3, precision="bf16"))
+
+
+def weights_of(run: stages.Run, part: str = "model/model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(run.folder / part)
+
+
+def killed_and_resumed(config: TrainConfig, base: stages.Run) -> stages.Run:
+    killed = stages.start(base.root, config)
+    killed.wait_for_step(3)
+    psutil.Process(killed.rank_pids()[1]).kill()
+    assert killed.finish() == 137
+    resumed = finished(base.root, config.model_copy(update={"attempt": 2}))
+    assert "resuming from" in resumed.log()
+    assert [row["step"] for row in resumed.rows()] == list(range(1, 7))
+    return resumed
+
+
+def test_a_killed_stage_resumes_bitwise_with_sharded_weights_and_dropout(base: stages.Run, tuned: stages.Run) -> None:
+    resumed = killed_and_resumed(adapted(base, "sft", "killed", zero_stage=3, precision="bf16"), base)
+    for part in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        weights, again = weights_of(tuned, part), weights_of(resumed, part)
+        assert all(torch.equal(weights[name], again[name]) for name in weights), part
+    assert [row["loss"] for row in resumed.rows()] == [row["loss"] for row in tuned.rows()]
+
+
+def test_the_result_is_a_whole_model_with_the_adapter_beside_it(base: stages.Run, tuned: stages.Run) -> None:
+    weights, started = weights_of(tuned), weights_of(base)
+    assert weights.keys() == started.keys()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    moved = {name.split(".")[-2] for name in weights if not torch.equal(weights[name], started[name].bfloat16())}
+    assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    adapter = manifest.verify(tuned.folder / "adapter")
+    assert adapter.kind == "adapter"
+    assert adapter.lineage["base"]["digest"] == base.report.digest
+    assert adapter.lineage["identity"]["lora"] == {"rank": 4, "alpha": None, "dropout": 0.1, "targets": None}
+    assert '"rank": 4' in (tuned.folder / "model" / "README.md").read_text()
+
+
+def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
+    base: stages.Run, tuned: stages.Run
+) -> None:
+    fp32 = adapted(tuned, "dpo", "dpo", zero_stage=2)
+    run = finished(base.root, fp32)
+    first = run.rows()[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6), "D2"
+    assert (first["rewardsMargin"], first["accuracy"]) == (0, 0.5)
+    told = {metric.name: float(metric.value) for metric in run.report.metrics}
+    assert told["rewards_margin"] > 0
+    # held to the base instead, the same stage would not start there: the sft stage has moved the model
+    against_base = fp32.model_copy(
+        update={"stage": "against-base", "folder": "pvc://models/tiny/against-base", "reference": result_of(base)}
+    )
+    other = finished(base.root, against_base)
+    assert other.rows()[0]["loss"] != pytest.approx(math.log(2), abs=1e-4)
+    assert manifest.read_manifest(run.folder / "adapter").lineage["base"]["digest"] == tuned.report.digest
+
+    model = AutoModelForCausalLM.from_pretrained(tuned.folder / "model", dtype=torch.float32)
+    with_adapter = PeftModel.from_pretrained(model, str(run.folder / "adapter")).eval()
+    merged = AutoModelForCausalLM.from_pretrained(run.folder / "model").eval()
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(merged(ids).logits, with_adapter(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_dpo_resumes_bitwise_with_the_adapter_switched_on_and_off(base: stages.Run, tuned: stages.Run) -> None:
+    calm = finished(base.root, adapted(tuned, "dpo", "calm", zero_stage=3))
+    resumed = killed_and_resumed(adapted(tuned, "dpo", "dpo-killed", zero_stage=3), base)
+    weights, again = weights_of(calm), weights_of(resumed)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_target_that_does_not_exist_is_named(base: stages.Run) -> None:
+    config = adapted(base, "sft", "wrong", lora=Lora(targets=["c_attn"]))
+    run, code = stages.run(base.root, config)
+    assert (code, run.report.reason, run.report.stage) == (64, "BadConfiguration", "wrong")
+    assert "lora.targets: the model's blocks have no linear layer named c_attn" in run.report.message
+    assert json.loads((run.root / "stage.json").read_text())["lora"]["targets"] == ["c_attn"]

@@ -1,0 +1,44 @@
+"""Which layers of a model LoRA adapts: by default every linear layer of the blocks, whatever the family calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from trimtab_trainer.errors import BadConfiguration
+from trimtab_trainer.settings import Lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def linear_sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Inputs plus outputs of the linear layers, summed by the last part of their names; without the output head.
+
+    LoRA of rank r adds r times such a sum of parameters.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    sizes: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            last = name.rpartition(".")[2]
+            sizes[last] = sizes.get(last, 0) + sum(module.weight.shape)
+    return sizes
+
+
+def choose_targets(lora: Lora, available: Collection[str]) -> list[str]:
+    """The names to adapt, in the alphabet's order.
+
+    Raises:
+        BadConfiguration: a named layer is not among those that the model has.
+    """
+    chosen = sorted(available) if lora.targets is None else sorted({*lora.targets})
+    if missing := [name for name in chosen if name not in available]:
+        raise BadConfiguration(
+            f"lora.targets: the model's blocks have no linear layer named {', '.join(missing)}; "
+            f"they have {', '.join(sorted(available)) or 'none'}"
+        )
+    return chosen
