@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests.trainer.engine.stages import stage
 from torch.nn.functional import cross_entropy
 
-from trimtab_trainer.config import Artifact, TrainConfig
+from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PreparedData
 from trimtab_trainer.engine import loop, objectives
 from trimtab_trainer.engine.batches import MicroBatch, plan_steps
@@ -134,7 +134,7 @@ def main() -> None:
     for cell in lora_cells():
         run_cell(adapted(*cell), texts, group, None, out / f"lora-{cell_name(*cell)}")
     for cell in lora_dpo_cells():
-        preferred = {"type": "dpo", "preference": Preference(beta=BETA)}
+        preferred = {"type": StageType.DPO, "preference": Preference(beta=BETA)}
         config = adapted(*cell).model_copy(update=preferred)
         run_cell(config, pairs, group, None, out / f"lora-dpo-{cell_name(*cell)}")
     plain = configure(0, 1, "sgd", "fp32")
