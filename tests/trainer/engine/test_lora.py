@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -17,13 +18,14 @@ from tests.trainer.engine.test_preference import CHOSEN, REJECTED, forward, pair
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trimtab_trainer import manifest
-from trimtab_trainer.config import Artifact, TrainConfig
+from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.engine import lora
 from trimtab_trainer.engine.batches import collate
 from trimtab_trainer.engine.model import disable_dropout
 from trimtab_trainer.engine.objectives import Pairwise
 from trimtab_trainer.engine.setup import parameter_groups
-from trimtab_trainer.errors import BadConfiguration, TrainingFailed
+from trimtab_trainer.engine.train import build_objective
+from trimtab_trainer.errors import BadConfiguration, InputMissing, TrainingFailed
 from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.lora_targets import choose_targets, linear_sizes
 from trimtab_trainer.settings import Lora, Preference
@@ -144,6 +146,31 @@ def test_d5_the_model_with_its_adapter_off_is_its_base_and_no_second_copy_is_hel
             assert torch.equal(logits_of(model), logits_of(base))
         assert not torch.equal(logits_of(model), logits_of(base)), "on again"
         assert {name: (p.data_ptr(), p.requires_grad) for name, p in model.named_parameters()} == before
+
+
+def held_bytes() -> int:
+    """Of all parameters alive, each storage once."""
+    gc.collect()
+    storages = {p.untyped_storage().data_ptr(): p.nbytes for p in gc.get_objects() if type(p) is torch.nn.Parameter}
+    return sum(storages.values())
+
+
+def test_the_reference_of_an_adapter_holds_no_second_copy_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = adapted(TINY_LLAMA, Lora(rank=4))
+    changes = {"type": StageType.DPO, "reference": BASE, "preference": Preference()}
+    config = plain.model_copy(update=changes)
+    group = SimpleNamespace(device=torch.device("cpu"), is_first_of_pod=True)
+    batch = collate([pairs(CHOSEN, REJECTED)], padding_id=1)
+    before = held_bytes()
+    assert before == sum(p.nbytes for p in model.parameters())
+    objective = build_objective(config, group, OneProcess(model))  # type: ignore[arg-type]
+    assert float(objective.sums(forward(model, batch), batch).loss) != pytest.approx(math.log(2), abs=1e-4)
+    assert held_bytes() == before
+    # another reference is loaded, and would be held
+    other = Artifact(uri="pvc://models/other", digest=BASE.digest)
+    monkeypatch.setenv("TRIMTAB_VOLUMES", '{"models": "/nowhere"}')
+    with pytest.raises(InputMissing, match="/nowhere/other"):
+        build_objective(config.model_copy(update={"reference": other}), group, OneProcess(model))  # type: ignore[arg-type]
 
 
 def test_dpo_against_the_adapter_off_has_the_loss_and_gradients_of_dpo_against_a_copy() -> None:

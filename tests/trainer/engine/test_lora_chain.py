@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import psutil
@@ -41,7 +40,7 @@ def adapted(start: stages.Run, kind: str, name: str, **changes: object) -> Train
     """A LoRA stage that starts from the result of `start`."""
     stage_type = stages.StageType(kind)
     prepared = stages.write_prepared(
-        start.root, row_counts=[40, 40], batch=16, validation=4, stage_type=stage_type, model_config=DROPOUT
+        start.root, row_counts=[40] * 12, batch=16, validation=4, stage_type=stage_type, model_config=DROPOUT
     )
     settings = {
         "stage": name,
@@ -49,8 +48,8 @@ def adapted(start: stages.Run, kind: str, name: str, **changes: object) -> Train
         "folder": f"pvc://models/tiny/{name}",
         "model": result_of(start),
         "lora": Lora(rank=4, dropout=0.1),
-        "recipe": {"global_batch_size": 16, "micro_batch_size": 2, "epochs": 2, "learning_rate": 3e-2},
-        "checkpoint": {"every_steps": 2},
+        "recipe": {"global_batch_size": 16, "micro_batch_size": 2, "epochs": 12, "learning_rate": 1e-2},
+        "checkpoint": {"every_steps": 4},
         "processes_per_node": 2,
     }
     if kind == "dpo":
@@ -69,12 +68,12 @@ def weights_of(run: stages.Run, part: str = "model/model.safetensors") -> dict[s
 
 def killed_and_resumed(config: TrainConfig, base: stages.Run) -> stages.Run:
     killed = stages.start(base.root, config)
-    killed.wait_for_step(3)
+    killed.wait_for_step(6)
     psutil.Process(killed.rank_pids()[1]).kill()
     assert killed.finish() == 137
     resumed = finished(base.root, config.model_copy(update={"attempt": 2}))
     assert "resuming from" in resumed.log()
-    assert [row["step"] for row in resumed.rows()] == list(range(1, 7))
+    assert [row["step"] for row in resumed.rows()] == list(range(1, 37))
     return resumed
 
 
@@ -102,7 +101,7 @@ def test_the_result_is_a_whole_model_with_the_adapter_beside_it(base: stages.Run
 def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
     base: stages.Run, tuned: stages.Run
 ) -> None:
-    fp32 = adapted(tuned, "dpo", "dpo", zero_stage=2)
+    fp32 = adapted(tuned, "dpo", "dpo", zero_stage=3)
     run = finished(base.root, fp32)
     first = run.rows()[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6), "D2"
@@ -111,7 +110,12 @@ def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
     assert told["rewards_margin"] > 0
     # held to the base instead, the same stage would not start there: the sft stage has moved the model
     against_base = fp32.model_copy(
-        update={"stage": "against-base", "folder": "pvc://models/tiny/against-base", "reference": result_of(base)}
+        update={
+            "stage": "other",
+            "folder": "pvc://models/tiny/other",
+            "reference": result_of(base),
+            "processes_per_node": 1,
+        }
     )
     other = finished(base.root, against_base)
     assert other.rows()[0]["loss"] != pytest.approx(math.log(2), abs=1e-4)
@@ -122,18 +126,3 @@ def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
     merged = AutoModelForCausalLM.from_pretrained(run.folder / "model").eval()
     ids = torch.arange(20)[None]
     torch.testing.assert_close(merged(ids).logits, with_adapter(ids).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_dpo_resumes_bitwise_with_the_adapter_switched_on_and_off(base: stages.Run, tuned: stages.Run) -> None:
-    calm = finished(base.root, adapted(tuned, "dpo", "calm", zero_stage=3))
-    resumed = killed_and_resumed(adapted(tuned, "dpo", "dpo-killed", zero_stage=3), base)
-    weights, again = weights_of(calm), weights_of(resumed)
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
-
-
-def test_a_target_that_does_not_exist_is_named(base: stages.Run) -> None:
-    config = adapted(base, "sft", "wrong", lora=Lora(targets=["c_attn"]))
-    run, code = stages.run(base.root, config)
-    assert (code, run.report.reason, run.report.stage) == (64, "BadConfiguration", "wrong")
-    assert "lora.targets: the model's blocks have no linear layer named c_attn" in run.report.message
-    assert json.loads((run.root / "stage.json").read_text())["lora"]["targets"] == ["c_attn"]
