@@ -164,6 +164,11 @@ TRAINER = (
         "TrainingFailed", "Exit 70: a loss that is not finite, divergence.", "Lower the learning rate; see message."
     ),
     Reason("NotFinite", "Exit 70: the loss or a gradient is not finite.", "Lower the learning rate; check the data."),
+    Reason(
+        "MergeDiffers",
+        "Exit 70: the merged model's logits differ from those of the model with its adapter by more than rounding.",
+        "Set precision: fp32, or train all weights.",
+    ),
     Reason("OutOfMemory", "Exit 70: an accelerator ran out of memory.", "Lower microBatchSize or raise zeroStage."),
     Reason("InternalError", "Exit 70: a fault that nobody foresaw.", "Report it with the stack in the pod's log."),
     Reason("PeerLost", "A process lost another one. Retried.", "See the log of the pod that ended first."),
