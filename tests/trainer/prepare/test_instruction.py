@@ -154,6 +154,19 @@ def test_examples_come_before_the_question_and_bear_no_loss(tmp_path: Path, loss
     assert 10 <= shots[3] <= 30
 
 
+def test_a_record_is_no_example_of_itself_nor_of_one_that_asks_the_same(tmp_path: Path) -> None:
+    rows = [*claims(4), *claims(4)]  # each of them twice
+    data = write_jsonl(tmp_path / "claims.jsonl", rows).as_uri()
+    source = {"uri": data, "templates": [QUESTION], "fewShot": {"count": 64, "proportion": 1.0}}
+    root = tmp_path / "root"
+    prepared = opened(root, run(root, job(source, maxLength=512)))
+    asked = [[turn.partition("\n")[0] for turn in text.split("<|user|>")[1:]] for text, _ in texts(prepared, 0)]
+    assert len(asked) == 8
+    assert all(len(questions) == len(set(questions)) for questions in asked)
+    examples = {question for questions in asked for question in questions[:-1]}
+    assert any(questions[-1] in examples for questions in asked), "some of them are examples of others"
+
+
 def test_fewer_examples_where_the_row_is_too_short(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "claims.jsonl", claims(40)).as_uri()
     source = {"uri": data, "templates": [QUESTION], "fewShot": {"maximum": 64, "proportion": 1.0}}

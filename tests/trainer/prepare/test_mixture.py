@@ -76,6 +76,16 @@ def test_a_capped_set_is_seen_whole_before_it_repeats() -> None:
     assert seen == Counter(range(30))
 
 
+def test_passes_are_reshuffled_and_repeatable() -> None:
+    source = Stream(np.arange(50), 1, 7, 0)
+    first, second = source.take(0, 50).tolist(), source.take(50, 100).tolist()
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert first == Stream(np.arange(50), 1, 7, 0).take(0, 50).tolist()
+    assert first != Stream(np.arange(50), 1, 8, 0).take(0, 50).tolist()
+    assert first != Stream(np.arange(50), 1, 7, 1).take(0, 50).tolist()
+
+
 def test_each_pass_takes_the_next_wording_of_every_record() -> None:
     source = Stream(np.arange(0, 30, 3), 3, 1, 0)
     passes = [source.take(i * 10, (i + 1) * 10).tolist() for i in range(4)]

@@ -183,14 +183,12 @@ class _Examples:
         if generator.random() >= self._settings.proportion:
             return []
         wanted = self._settings.count or int(generator.integers(1, self._settings.maximum or 1, endpoint=True))
-        asked = {message.content for message in question.messages}
+        asked = {message.content for message in question.messages}  # its own row would ask just that
         drawn: list[Conversation] = []
         for i in generator.permutation(len(self._pool)):
             found = self._pool[i]
             if len(drawn) == wanted:
                 break
-            if found.ordinal == ordinal:
-                continue
             example = _single_turn(found, template)
             if example is not None and example.messages[0].content not in asked:
                 drawn.append(example)

@@ -86,7 +86,7 @@ class Mixture:
 
 
 def split(stage: PrepareStage, tokenized: Tokenized) -> tuple[list[Int64], dict[str, Int64]]:
-    """Training records of each entry of `stage.data`, and all held-out records by the name of their plan.
+    """Records of each entry of `stage.data` but those of the fraction, and all held-out records by their plan.
 
     A fraction is held out of what the mixture takes; few-shot examples are kept for training.
 
@@ -102,7 +102,6 @@ def split(stage: PrepareStage, tokenized: Tokenized) -> tuple[list[Int64], dict[
             held.setdefault(task_plan(source.held_out_task), []).append(
                 records[sample(len(records), source.cap, seed, i)]
             )
-            training[i] = records[:0]
     mixed = [i for i, source in enumerate(stage.data) if source.in_mixture]
     if fraction is not None:
         total = sum(len(training[i]) for i in mixed)
