@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +53,11 @@ def make(files: list[Path], folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def dropped(workdir: Path) -> Iterator[str]:
-    """What `prepare` said of each record that it left out."""
-    for log in sorted(workdir.glob("pods/default/real-pairs-prepare-*/log")):
-        for line in log.read_text(encoding="utf-8").splitlines():
-            if "record dropped" in line:
-                yield line
+def dropped(workdir: Path) -> list[str]:
+    """Cause and place of each record that `prepare` left out; it may read a file twice, and says so each time."""
+    logs = [log.read_text(encoding="utf-8") for log in workdir.glob("pods/default/real-pairs-prepare-*/log")]
+    lines = [line for log in logs for line in log.splitlines() if "record dropped" in line]
+    return sorted({line.partition("record dropped")[2].strip() for line in lines})
 
 
 def main() -> int:
@@ -75,7 +73,7 @@ def main() -> int:
     command = [sys.executable, "-m", "trimtab", "local", "run", str(JOB), "--workdir", str(workdir)]
     code = subprocess.run(command, check=False).returncode
     for line in dropped(workdir):
-        print(line)
+        print(f"dropped: {line}")
     if code == 0:
         for stage in yaml.safe_load(JOB.read_text(encoding="utf-8"))["spec"]["stages"]:
             show(stage["name"], volume)
