@@ -217,6 +217,7 @@ def _ratio(above: Estimate, below: Estimate) -> Estimate:
 
 def measure(workdir: Path, job: Path, prompts: int) -> bool:
     """Measure, show, write; whether all bounds are met."""
+    torch.set_num_threads(1)  # see models.batched
     manifest = yaml.safe_load(job.read_text(encoding="utf-8"))
     report = Measurement(workdir, manifest, prompts).report()
     show(report)

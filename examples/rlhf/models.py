@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +77,22 @@ def padded(turns: Sequence[Turn], padding: int = 0) -> Batch:
     return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(answer))
 
 
-@torch.inference_mode()
 def batched(turns: Sequence[Turn], function: Callable[[Batch], Tensor]) -> Tensor:
-    """`function` of all turns, [N]; turns of like length go together."""
+    """`function` of all turns, [N]; turns of like length go together, one batch to a core.
+
+    Several threads to a batch would wait for each other at each operation: with a small model, most of the time.
+    """
     order = sorted(range(len(turns)), key=lambda i: len(turns[i].prompt) + len(turns[i].answer))
     found = torch.empty(len(turns), dtype=torch.float64)
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        found[chosen] = function(padded([turns[i] for i in chosen])).double()
+    parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+
+    @torch.inference_mode()
+    def run(part: list[int]) -> Tensor:
+        return function(padded([turns[i] for i in part])).double()
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for part, values in zip(parts, pool.map(run, parts), strict=True):
+            found[part] = values
     return found
 
 
