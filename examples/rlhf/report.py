@@ -110,15 +110,15 @@ def draw(report: Report, file: Path) -> None:
     canvas = Canvas(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(canvas)
     left, right = canvas.subplots(1, 2)
-    for name, rows in report.curves.items():
-        left.plot(
-            [row["klSequence"] for row in rows], [row["score"] for row in rows], ".-", lw=0.8, label=f"{name}, steps"
-        )
-    for name, row in report.policies.items():
+    for number, (name, row) in enumerate(report.policies.items()):
+        colour = f"C{number}"
+        if steps := report.curves.get(name):
+            points = ([step[key] for step in steps] for key in ("klSequence", "score"))
+            left.plot(*points, ".-", color=colour, linewidth=0.8, label=f"{name}, steps")
         for axes, reward in ((left, row.score), (right, row.gold)):
             if reward:
                 bars = {"xerr": 2 * row.kl.error, "yerr": 2 * reward.error}
-                axes.errorbar(row.kl.value, reward.value, **bars, fmt="o", capsize=3, label=name)
+                axes.errorbar(row.kl.value, reward.value, **bars, fmt="o", color=colour, capsize=3, label=name)
     for axes, what in ((left, "reward model's score"), (right, "gold reward")):
         axes.set(xlabel="KL to sft (nats a sequence)", ylabel=what)
         if axes.has_data():
