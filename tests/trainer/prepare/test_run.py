@@ -251,6 +251,20 @@ def test_bad_model_configurations(tmp_path: Path, model: dict[str, Any], message
     expect(BadConfiguration, message, tmp_path / "root", sft(data.as_uri()), model=model)
 
 
+def test_an_adapter_changes_the_estimate_and_not_the_data(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "chat.jsonl", chats(10))
+    root = tmp_path / "root"
+    whole = run(root, sft(data.as_uri())).stages[0]
+    adapter = run(root, sft(data.as_uri(), lora={"rank": 2})).stages[0]
+    assert (adapter.digest, adapter.reused) == (whole.digest, True)
+    assert adapter.memory_bytes < whole.memory_bytes
+    wrong = sft(data.as_uri(), lora={"targets": ["c_attn"]})
+    message = "lora.targets: the model's blocks have no linear layer named c_attn; they have down_proj, "
+    with pytest.raises(BadConfiguration, match=message):
+        run(root, wrong)
+    expect(BadConfiguration, f"stage chat: {message}", tmp_path / "fresh", wrong)
+
+
 def test_a_fraction_that_holds_out_nothing(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "chat.jsonl", chats(10))
     message = r"validation\.fraction 0\.01 of 10 records holds out nothing; change it"

@@ -27,6 +27,7 @@ from trimtab_trainer.data.tokenizer import (
     train_tokenizer,
 )
 from trimtab_trainer.errors import BadConfiguration
+from trimtab_trainer.lora_targets import choose_targets
 from trimtab_trainer.prepare.estimate import ModelShape, estimate, model_shape
 from trimtab_trainer.prepare.models import check_fit, complete_config
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
@@ -126,6 +127,8 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
         config = complete_config(config, vocabulary, control.document_separator, control.padding, origin.longest)
     check_fit(config, vocabulary, stage.max_length)
     shape = model_shape(config)
+    if stage.lora is not None:
+        choose_targets(stage.lora, shape.adaptable)  # a wrong name is told before minutes of tokenizing
     longest = None if stage.type is StageType.PRETRAIN else stage.max_length
     encoder = EncoderSettings(name, draft / "tokenizer", stage.loss, control.document_separator, longest)
     tokenized, store = tokenize(stage, sets, encoder, vocabulary, draft)
