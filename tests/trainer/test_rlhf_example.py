@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,9 +28,10 @@ def example(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(EXAMPLE))
     import gold
     import models
+    import real_pairs
     import report
 
-    return SimpleNamespace(gold=gold, models=models, report=report)
+    return SimpleNamespace(gold=gold, models=models, real_pairs=real_pairs, report=report)
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +131,27 @@ def test_labels_follow_bradley_and_terry(example: SimpleNamespace) -> None:
 def test_a_standard_error_is_that_of_the_mean(example: SimpleNamespace) -> None:
     estimate = example.report.Estimate.of(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert (estimate.value, estimate.error) == (2.5, pytest.approx(0.6454972243679028))
+
+
+def test_real_pairs_are_split_by_their_first_question_and_kept_as_they_are(
+    example: SimpleNamespace, tmp_path: Path
+) -> None:
+    lines = []
+    for number in range(60):
+        asked = f"\n\nHuman: question {number // 2}"  # each asked twice
+        answers = {side: f"{asked}\n\nAssistant: {side} {number}" for side in ("chosen", "rejected")}
+        lines.append(json.dumps(answers, separators=(",", ":")))
+    lines[7] = lines[7].replace("rejected 7", "")  # it is for `prepare` to find what is wrong
+    source = tmp_path / "test.jsonl.gz"
+    source.write_bytes(gzip.compress("\n".join(lines).encode()))
+    example.real_pairs.make([source], tmp_path)
+    names = ("pairs", "pairs-heldout", "demonstrations")
+    kept, held_out, demonstrations = ((tmp_path / f"{name}.jsonl").read_text().splitlines() for name in names)
+    assert sorted(kept + held_out) == sorted(lines)
+    assert held_out
+    first, second = ({json.loads(line)["chosen"].split("Assistant")[0] for line in part} for part in (kept, held_out))
+    assert not first & second
+    answers = [json.loads(line)["messages"][1] for line in demonstrations]
+    assert answers == [
+        {"role": "assistant", "content": json.loads(line)["chosen"].partition("Assistant: ")[2]} for line in kept
+    ]
