@@ -91,6 +91,10 @@ def _dpo(**fields: Any) -> Manifest:
     return {"name": "prefer", "from": "a", "dpo": {**_TEXT, **fields}}
 
 
+def _reward(**fields: Any) -> Manifest:
+    return {"name": "score", "from": "a", "reward": _TEXT, **fields}
+
+
 def _sft(*sources: Manifest) -> Manifest:
     return _stage(1, sft={"data": [{"uri": "pvc://models/chat.jsonl", **source} for source in sources]})
 
@@ -161,6 +165,26 @@ REFUSED = (
         "preferences for a model from nothing",
         _edited(lambda m: m["spec"].update(stages=[{"name": "prefer", "dpo": _TEXT}])),
         ("spec", "a dpo stage starts from a model"),
+    ),
+    Refused(
+        "a reward model from nothing",
+        _edited(lambda m: m["spec"].update(stages=[{"name": "score", "reward": _TEXT}])),
+        ("spec", "a reward stage starts from a model"),
+    ),
+    Refused(
+        "text from a reward model",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), {"name": "b", "from": "score", "sft": _TEXT}]),
+        ("spec", "from names a reward stage"),
+    ),
+    Refused(
+        "a reward model served",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward()], rollout={"from": "score", "endpointName": "case"}),
+        ("spec", "rollout.from names a reward stage"),
+    ),
+    Refused(
+        "an adapter for a reward model",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(lora={"rank": 8})]),
+        ("spec", "a reward stage trains all weights"),
     ),
     Refused(
         "label smoothing of IPO",

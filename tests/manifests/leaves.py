@@ -18,11 +18,12 @@ def job_of_every_type() -> Manifest:
     """One stage of each type, in the order of `_TYPES`."""
     made = job()
     made["spec"]["stages"].append({"name": "prefer", "from": "chat", "dpo": {"data": [_ITEMS["data"]]}})
+    made["spec"]["stages"].append({"name": "score", "from": "chat", "reward": {"data": [_ITEMS["data"]]}})
     return made
 
 
 BASES: dict[str, Callable[..., Manifest]] = {"FineTuneJob": job_of_every_type, "ModelEndpoint": endpoint}
-_TYPES = ("pretrain", "sft", "dpo")
+_TYPES = ("pretrain", "sft", "dpo", "reward")
 _ITEMS: dict[str, Any] = {
     "data": {"uri": "pvc://models/text.jsonl"},
     "env": {"name": "SOME", "value": "x"},

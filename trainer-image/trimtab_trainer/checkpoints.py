@@ -10,10 +10,9 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Literal
 
 from trimtab_trainer import manifest
-from trimtab_trainer.config import CheckpointReport, Digest, TrainConfig
+from trimtab_trainer.config import CheckpointReport, Digest, StageType, TrainConfig
 from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing
 from trimtab_trainer.settings import Contract, Lora, Precision, Preference, Recipe, ZeroStage
 from trimtab_trainer.supervisor.fence import Fence
@@ -27,7 +26,7 @@ STATE_FILE = "trainer.json"
 class Identity(Contract):
     """What must be equal for a checkpoint to be resumed from."""
 
-    type: Literal["pretrain", "sft", "dpo"]
+    type: StageType
     prepared: Digest
     model: Digest | None
     reference: Digest | None = None
@@ -56,7 +55,7 @@ class TrainerState(Contract):
 def identity(config: TrainConfig) -> Identity:
     """The identity of the checkpoints that `config` writes."""
     return Identity(
-        type=config.type.value,
+        type=config.type,
         prepared=config.prepared.digest,
         model=config.model.digest if config.model else None,
         reference=config.reference.digest if config.reference else None,

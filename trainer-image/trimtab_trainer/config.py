@@ -76,7 +76,11 @@ class StageType(StrEnum):
     PRETRAIN = "pretrain"
     SFT = "sft"
     DPO = "dpo"
+    REWARD = "reward"
 
+
+COMPARING = frozenset({StageType.REWARD, StageType.DPO})
+"""Stages that learn from answers compared with each other."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 """`sha256:` and 64 hex digits; of an artifact: the sha256 of its `manifest.json`."""

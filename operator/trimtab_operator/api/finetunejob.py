@@ -63,6 +63,22 @@ _LORA_STARTS = (
     "self.stages.all(s, !has(s.lora) || has(s.from) || has(self.model.uri))",
     "lora adapts a model, random weights are none; give from, or model.uri",
 )
+_REWARD_STARTS = (
+    "self.stages.all(s, !has(s.reward) || has(s.from) || has(self.model.uri))",
+    "a reward stage starts from a model; give from, or model.uri",
+)
+_REWARD_ENDS = (
+    "self.stages.all(s, !has(s.from) || !self.stages.exists(e, has(e.reward) && e.name == s.from))",
+    "from names a reward stage, whose result scores texts and can't write any; start from another stage",
+)
+_REWARD_NOT_SERVED = (
+    "!has(self.rollout) || !self.stages.exists(s, has(s.reward) && s.name == self.rollout.from)",
+    "rollout.from names a reward stage, whose result scores texts and can't write any; serve another stage's",
+)
+_REWARD_WHOLE = (
+    "self.stages.all(s, !has(s.reward) || !has(s.lora))",
+    "a reward stage trains all weights; remove lora",
+)
 _SAME_STAGES = (
     "self.stages.map(s, s.name) == oldSelf.stages.map(s, s.name)",
     "the stages of a job are fixed; create a new job for a new experiment",
@@ -147,6 +163,10 @@ class FineTuneJobSpec(ApiModel):
             _FROM_EARLIER,
             _ROLLOUT_KNOWN,
             _DPO_STARTS,
+            _REWARD_STARTS,
+            _REWARD_ENDS,
+            _REWARD_NOT_SERVED,
+            _REWARD_WHOLE,
             _LORA_STARTS,
             _SAME_STAGES,
             _SHAPE_WHILE_SUSPENDED,

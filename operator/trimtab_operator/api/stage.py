@@ -44,7 +44,7 @@ from trimtab_trainer.settings import (
     ZeroStage,
 )
 
-STAGE_TYPES = ("pretrain", "sft", "dpo")
+STAGE_TYPES = ("pretrain", "sft", "dpo", "reward")
 
 
 class Train(ApiModel):
@@ -173,7 +173,23 @@ class Dpo(ApiModel):
     )
 
 
-Task = Pretrain | Sft | Dpo
+class Reward(ApiModel):
+    """A reward model: a scalar head on the model that the stage starts from, trained on compared answers."""
+
+    data: DataSources = Field(
+        description="Preferences: prompt, chosen and rejected; or rankings: prompt, completions and ranks."
+    )
+    validation: Validation | None = Field(default=None, description="Held-out comparisons.")
+    max_length: MaxLength | None = None
+    packing: Packing | None = None
+    on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
+    max_dropped: MaxDropped | None = None
+    on_too_long: OnTooLong | None = Field(
+        default=None, description="fail (default), truncate or drop a record with a text of more than maxLength tokens."
+    )
+
+
+Task = Pretrain | Sft | Dpo | Reward
 
 STAGE_RULES = (
     (
@@ -193,8 +209,9 @@ class Stage(StageDefaults):
     pretrain: Pretrain | None = Field(default=None, description="Next-token loss on running text.")
     sft: Sft | None = Field(default=None, description="Supervised fine-tuning on conversations.")
     dpo: Dpo | None = Field(default=None, description="Direct preference optimisation on pairs of answers.")
+    reward: Reward | None = Field(default=None, description="A reward model from compared answers.")
 
     @property
     def task(self) -> Task | None:
         """What the stage does; None where no stage type is set."""
-        return self.pretrain or self.sft or self.dpo
+        return self.pretrain or self.sft or self.dpo or self.reward

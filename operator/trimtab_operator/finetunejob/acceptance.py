@@ -15,6 +15,7 @@ from trimtab_operator.core.quantity import number
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob.merge import Effective, accelerators
 from trimtab_operator.finetunejob.observe import Observation, source_of, uris_of
+from trimtab_trainer.config import StageType
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def hosts_are_servers(question: Question) -> Verdict | None:
 def stages_fit(question: Question) -> Verdict | None:
     """The values of each stage, defaults merged, agree with each other."""
     for stage in question.stages:
-        if cause := _misfit(stage) or _adapts_nothing(stage, question.job):
+        if cause := _misfit(stage) or _adapter_misfit(stage, question.job):
             return _final(reasons.MISFIT, f"stage {stage.name}: {cause}")
     return None
 
@@ -172,8 +173,10 @@ def _misfit(stage: Effective) -> str | None:
     return None
 
 
-def _adapts_nothing(stage: Effective, job: FineTuneJob) -> str | None:
+def _adapter_misfit(stage: Effective, job: FineTuneJob) -> str | None:
     """CEL sees the stage's own `lora` only."""
+    if stage.lora is not None and stage.type is StageType.REWARD:
+        return "a reward stage trains all weights; set lora in the other stages, not in defaults"
     if stage.lora is None or stage.stage.from_ is not None or job.spec.model.uri is not None:
         return None
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab_operator.api import data as api
 from trimtab_operator.api.base import SecretReference
 from trimtab_operator.api.finetunejob import FineTuneJob
-from trimtab_operator.api.stage import Dpo, Pretrain, Sft, Task
+from trimtab_operator.api.stage import Dpo, Pretrain, Reward, Sft, Task
 from trimtab_operator.api.status import ArtifactStatus
 from trimtab_operator.core.podtemplate import SECRETS_PATH
 from trimtab_operator.finetunejob.merge import Effective, accelerators
@@ -78,7 +78,7 @@ def _loss(task: Task) -> Loss:
     match task:
         case Sft(loss=loss):
             return loss or Loss.ASSISTANT
-        case Dpo():
+        case Dpo() | Reward():
             return Loss.COMPLETION
         case Pretrain():
             return Loss.ALL

@@ -46,6 +46,8 @@ BASES = {
         job(_CONFIG, "sft", last=_validated("sft")),
         job(_CONFIG, "dpo", last={"from": "casex"}),
         job(_CONFIG, "dpo", last={"from": "casex", **_validated("dpo")}),
+        job(_CONFIG, "reward", last={"from": "casex"}),
+        job(_CONFIG, "reward", last={"from": "casex", **_validated("reward")}),
         job(_BY_URI, "pretrain"),
         job({"config": {"model_type": "llama"}, "tokenizer": {"uri": "pvc://models/tokenizer"}}, "pretrain"),
     ],

@@ -1,7 +1,8 @@
 """Run by torchrun: five steps of the real loop for each cell of the matrix; each cell's weights go to a file.
 
-Arguments: the prepared folders of text and of pairs, the output folder. Cell names: zero-micro-optimizer-precision,
-after `dpo-` for pairs and `lora-` for adapters; `naive` and `dpo-naive` weigh their losses wrongly.
+Arguments: the prepared folders of text, of pairs and of rankings, the output folder. Cell names:
+zero-micro-optimizer-precision, after `dpo-` for pairs, `reward-` for rankings and `lora-` for adapters; `naive` and
+`dpo-naive` weigh their losses wrongly.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tests.trainer.engine.stages import stage
 from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PreparedData
@@ -23,6 +25,7 @@ from trimtab_trainer.engine import loop, objectives
 from trimtab_trainer.engine.batches import MicroBatch, plan_steps
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
+from trimtab_trainer.engine.networks import Scorer
 from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.engine.train import build_objective
@@ -57,6 +60,10 @@ def dpo_cells() -> list[tuple[int, int, str, str]]:
     return list(itertools.product((0, 3), (1, 4), ("sgd", "adamw"), ("fp32",)))
 
 
+def reward_cells() -> list[tuple[int, int, str, str]]:
+    return [*itertools.product((0, 3), (1, 4), ("sgd",), ("fp32",)), (2, 4, "adamw", "fp32")]
+
+
 def lora_cells() -> list[tuple[int, int, str, str]]:
     return [*itertools.product((0, 1, 2, 3), (4,), ("adamw",), ("fp32",)), (0, 1, "sgd", "fp32"), (3, 1, "sgd", "fp32")]
 
@@ -83,15 +90,23 @@ def pairwise(config: TrainConfig, prepared: PreparedData, kind: type[Pairwise] =
     other = config.model_copy(update={"recipe": config.recipe.model_copy(update={"seed": REFERENCE_SEED})})
     reference = load_model(other, prepared, verify=False).eval()
     return kind(
-        lambda batch: reference(batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits,
+        lambda batch: reference(batch.input_ids, batch.position_ids),
         Preference(beta=BETA),
     )
+
+
+def scorer(config: TrainConfig, prepared: PreparedData) -> Scorer:
+    """With random weights."""
+    torch.manual_seed(config.recipe.seed)
+    keys = AutoConfig.for_model(**prepared.model_config, num_labels=1)
+    return Scorer(AutoModelForSequenceClassification.from_config(keys, attn_implementation="sdpa"))
 
 
 def run_cell(config: TrainConfig, prepared: PreparedData, group: Group, objective: Objective | None, out: Path) -> None:
     """`objective`: None for the one that a stage takes, held to the weights that it starts from."""
     torch.manual_seed(0)
-    engine = Engine(load_model(config, prepared, verify=False), config)
+    network = load_model(config, prepared, verify=False) if config.type is not StageType.REWARD else None
+    engine = Engine(network or scorer(config, prepared), config)
     if objective is None:
         start = {"model": UNUSED, "reference": UNUSED}
         objective = build_objective(config.model_copy(update=start), group, engine)
@@ -123,9 +138,9 @@ def adapted(zero: int, micro: int, optimizer: str, precision: str) -> TrainConfi
 
 
 def main() -> None:
-    folders, out = sys.argv[1:3], Path(sys.argv[3])
+    *folders, out = map(Path, sys.argv[1:])
     group = Group()
-    texts, pairs = (PreparedData.open(Path(folder), None) for folder in folders)
+    texts, pairs, rankings = (PreparedData.open(folder, None) for folder in folders)
     for cell in cells():
         run_cell(configure(*cell), texts, group, NextToken(), out / cell_name(*cell))
     for cell in dpo_cells():
@@ -137,6 +152,9 @@ def main() -> None:
         preferred = {"type": StageType.DPO, "preference": Preference(beta=BETA)}
         config = adapted(*cell).model_copy(update=preferred)
         run_cell(config, pairs, group, None, out / f"lora-dpo-{cell_name(*cell)}")
+    for cell in reward_cells():
+        config = configure(*cell).model_copy(update={"type": StageType.REWARD})
+        run_cell(config, rankings, group, None, out / f"reward-{cell_name(*cell)}")
     plain = configure(0, 1, "sgd", "fp32")
     run_cell(plain, pairs, group, pairwise(plain, pairs, PerToken), out / "dpo-naive")
     objectives.token_loss_sum = mean_of_micro_batch

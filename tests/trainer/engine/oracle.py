@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from trimtab_trainer.data.store import VALIDATION, PreparedData, Row
 
@@ -25,7 +26,7 @@ class Oracle:
     validation: float
 
 
-Losses = Callable[[LlamaForCausalLM, Row], torch.Tensor]
+Losses = Callable[[Any, Row], torch.Tensor]
 """The losses of a row's units (tokens, pairs), [U], for a model."""
 
 
@@ -40,7 +41,7 @@ def train(
     recipe: dict,
     optimizer_name: str,
     losses_of: Losses | None = None,
-    model: LlamaForCausalLM | None = None,
+    model: nn.Module | None = None,
 ) -> Oracle:
     losses_of = losses_of or token_losses
     model = model or random_model(prepared, recipe["seed"])
@@ -111,6 +112,38 @@ def pair_losses(reference: LlamaForCausalLM, beta: float, model: LlamaForCausalL
 
 def dpo(prepared: PreparedData, reference_seed: int, beta: float) -> Losses:
     return partial(pair_losses, random_model(prepared, reference_seed), beta)
+
+
+def scoring_model(prepared: PreparedData, seed: int) -> LlamaForSequenceClassification:
+    torch.manual_seed(seed)
+    keys = {k: v for k, v in prepared.model_config.items() if k != "model_type"}
+    return LlamaForSequenceClassification(LlamaConfig(**keys, num_labels=1, attn_implementation="eager"))
+
+
+def ranking_losses(model: LlamaForSequenceClassification, row: Row) -> torch.Tensor:
+    """Of each prompt, the mean over its untied pairs; each answer goes through transformers' own pooling alone."""
+    scores = []
+    start = 0
+    for length in row.segment_lengths:
+        ids = torch.from_numpy(row.input_ids[start : start + length]).long()
+        scores.append(model(input_ids=ids[None]).logits[0, 0])
+        start += length
+    losses, first = [], 0
+    while first < len(scores):
+        last = first + 1
+        while last < len(scores) and row.labels["position"][last]:
+            last += 1
+        margin, p = float(row.labels["margin"][first]), float(row.labels["probability"][first])
+        pairs = [
+            p * torch.log1p(torch.exp(scores[j] - scores[i] + margin))
+            + (1 - p) * torch.log1p(torch.exp(scores[i] - scores[j] - margin))
+            for i in range(first, last)
+            for j in range(i + 1, last)
+            if row.labels["rank"][i] != row.labels["rank"][j]
+        ]
+        losses.append(torch.stack(pairs).mean())
+        first = last
+    return torch.stack(losses)
 
 
 def segment_log_probs(model: LlamaForCausalLM, row: Row) -> list[torch.Tensor]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import REPORT, Artifact, JobIdentity, StageType, TrainConfig, dump
+from trimtab_trainer.data.records import NO_LABEL, Label
 from trimtab_trainer.data.store import (
     VALIDATION,
     PreparedInfo,
@@ -59,7 +60,7 @@ def write_prepared(
     model_config: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Artifact:
-    """Ragged rows of one to three segments, or of one or two pairs of them; `row_counts` has the rows of each epoch.
+    """Ragged rows of one to three segments, or of one or two pairs or rankings; `row_counts` has those of each epoch.
 
     `validation` rows are held out, and `task` rows more as the task that is called `other-task`.
     """
@@ -72,15 +73,14 @@ def write_prepared(
         segments_of_row = []
         for row in range(total):
             segments = []
-            pairs = stage_type is StageType.DPO
-            for _ in range(2 * int(rng.integers(1, 3)) if pairs else int(rng.integers(1, 4))):
+            for label in _labels(stage_type, rng):
                 length = int(rng.integers(2, 9))
                 start = int(rng.integers(3, VOCABULARY))
                 # a learnable rule: each token is the one before plus 3
                 ids = (3 + (start + 3 * np.arange(length)) % (VOCABULARY - 3)).astype(np.int32)
                 mask = rng.random(length) < (1.0 if stage_type is StageType.PRETRAIN else 0.6)
                 mask[-1] = True
-                segments.append((writer.append(ids, mask, file, 10 * row + len(segments) + 1), 0, length))
+                segments.append((writer.append(ids, mask, file, 10 * row + len(segments) + 1, label), 0, length))
             segments_of_row.append(segments)
     store = TokenStore(draft, writer.dtype)
     for epoch, count in enumerate(row_counts):
@@ -122,6 +122,21 @@ def write_prepared(
     name = digest.removeprefix("sha256:")
     manifest.publish(draft, draft.with_name(name))
     return Artifact(uri=f"pvc://models/prepared/{name}", digest=digest)
+
+
+def _labels(stage_type: StageType, rng: np.random.Generator) -> list[Label]:
+    """Of the segments of one row."""
+    if stage_type is StageType.DPO:
+        return [Label(i % 2, i % 2) for i in range(2 * int(rng.integers(1, 3)))]
+    if stage_type is not StageType.REWARD:
+        return [NO_LABEL] * int(rng.integers(1, 4))
+    labels = []
+    for _ in range(int(rng.integers(1, 3))):
+        answers = int(rng.integers(2, 5))
+        margin, probability = (0.5, 0.75) if answers == 2 and rng.random() < 0.5 else (0.0, 1.0)
+        tie = int(answers > 2 and rng.random() < 0.5)  # of the two best answers
+        labels += [Label(i, max(0, i - tie), margin, probability) for i in range(answers)]
+    return labels
 
 
 def _plan(rows: list[list[tuple[int, int, int]]]) -> RowPlan:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections.abc import Iterator
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tests.trainer.engine import stages
+from transformers import AutoModelForSequenceClassification
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, TrainConfig
+from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.engine.reward import read_offset
 from trimtab_trainer.settings import Preference
 
 DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
@@ -113,6 +119,72 @@ def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> No
     lineage = manifest.read_manifest(calm.folder / "model").lineage["identity"]
     assert lineage["reference"] == base.report.digest
     assert lineage["preference"] == {"loss": "sigmoid", "beta": 0.5, "labelSmoothing": 0.0}
+
+
+def test_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stages.Run) -> None:
+    def scoring(name: str, **changes: object) -> TrainConfig:
+        prepared = stages.write_prepared(
+            base.root, row_counts=[24, 24], batch=8, validation=4, stage_type=stages.StageType.REWARD
+        )
+        return stages.stage(
+            prepared,
+            stage=name,
+            type="reward",
+            folder=f"pvc://models/tiny/{name}",
+            model=Artifact(uri="pvc://models/tiny/base/model", digest=base.report.digest),
+            recipe={"global_batch_size": 8, "micro_batch_size": 2, "epochs": 2, "learning_rate": 1e-3},
+            checkpoint={"every_steps": 2},
+            processes_per_node=2,
+            zero_stage=3,
+            **changes,
+        )
+
+    calm, code = stages.run(base.root, scoring("reward"))
+    assert code == 0, calm.output
+    killed = stages.start(base.root, scoring("reward-killed"))
+    killed.wait_for_step(3)
+    psutil.Process(killed.rank_pids()[1]).kill()
+    assert killed.finish() == 137
+    resumed, code = stages.run(base.root, scoring("reward-killed", attempt=2))
+    assert code == 0, resumed.output
+    weights, again = (load_file(run.folder / "model" / "model.safetensors") for run in (calm, resumed))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert [row["step"] for row in resumed.rows()] == list(range(1, 7))
+
+    folder = calm.folder / "model"
+    assert manifest.read_manifest(folder).kind == "reward"
+    assert weights["score.weight"].shape == (1, stages.TINY_LLAMA["hidden_size"])
+    told = {metric.name: float(metric.value) for metric in calm.report.metrics}
+    assert {"accuracy", "margin", "confidence", "validation_accuracy"} <= told.keys()
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    prepared = PreparedData(base.root / "volume" / calm.config.prepared.uri.removeprefix("pvc://models/"))
+    best = [
+        float(model(input_ids=torch.from_numpy(ids).long()[None]).logits[0, 0])
+        for ids, label in answers(prepared)
+        if label["position"] == 0
+    ]
+    assert read_offset(folder) == pytest.approx(sum(best) / len(best), abs=1e-5), "R6"
+
+    refused, code = stages.run(
+        base.root,
+        stages.stage(
+            calm.config.prepared,
+            stage="from-reward",
+            type="sft",
+            folder="pvc://models/tiny/from-reward",
+            model=Artifact(uri="pvc://models/tiny/reward/model", digest=calm.report.digest),
+        ),
+    )
+    assert (code, refused.report.reason) == (64, "BadConfiguration")
+    assert "holds a reward, not a model" in refused.report.message
+
+
+def answers(prepared: PreparedData) -> Iterator[tuple[NDArray[np.int32], np.void]]:
+    """Each text of the first epoch, with its label."""
+    for index in range(prepared.rows(0)):
+        row = prepared.row(0, index)
+        ends = np.cumsum(row.segment_lengths)
+        yield from zip(np.split(row.input_ids, ends[:-1]), row.labels, strict=True)
 
 
 def test_a_base_with_one_byte_changed_is_not_trained_from(base: stages.Run) -> None:

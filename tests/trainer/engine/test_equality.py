@@ -44,6 +44,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 
 @pytest.fixture(scope="module")
+def rankings(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return write(tmp_path_factory, stages.StageType.REWARD)
+
+
+@pytest.fixture(scope="module")
 def reference(prepared: PreparedData) -> dict[str, oracle.Oracle]:
     return {name: oracle.train(prepared, matrix.RECIPE, name) for name in ("sgd", "adamw")}
 
@@ -53,6 +58,7 @@ def results(
     request: pytest.FixtureRequest,
     prepared: PreparedData,
     pairs: PreparedData,
+    rankings: PreparedData,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """One launch a world size; it finds neither a compiler nor anything else on PATH."""
@@ -72,6 +78,7 @@ def results(
             "tests.trainer.engine.matrix",
             str(prepared.folder),
             str(pairs.folder),
+            str(rankings.folder),
             str(out),
         ],
         cwd=Path(__file__).parents[3],
@@ -112,6 +119,18 @@ def test_adamw_equals_plain_torch(results: Path, reference: dict[str, oracle.Ora
             largest, relative = differences(results, cell, reference["adamw"].weights)
             assert relative < 2e-6, (cell, relative)
             assert largest < 0.01 * LEARNING_RATE * STEPS, (cell, largest)
+
+
+def test_reward_models_equal_plain_torch(results: Path, rankings: PreparedData) -> None:
+    for name in ("sgd", "adamw"):
+        model = oracle.scoring_model(rankings, matrix.RECIPE["seed"])
+        expected = oracle.train(rankings, matrix.RECIPE, name, oracle.ranking_losses, model)
+        for cell in (matrix.cell_name(*c) for c in matrix.reward_cells() if name in c):
+            largest, relative = differences(results, f"reward-{cell}", expected.weights)
+            assert largest < 1e-6 if name == "sgd" else relative < 2e-6, (cell, largest, relative)
+            told = json.loads((results / f"reward-{cell}.json").read_text())
+            assert [row["loss"] for row in told["steps"]] == pytest.approx(expected.losses, abs=1e-6)
+            assert told["validation"] == pytest.approx(expected.validation, abs=1e-6)
 
 
 def test_metrics_are_weighted_by_tokens(results: Path, reference: dict[str, oracle.Oracle]) -> None:

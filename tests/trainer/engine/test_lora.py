@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.engine import lora
-from trimtab_trainer.engine.batches import collate
+from trimtab_trainer.engine.batches import MicroBatch, collate
 from trimtab_trainer.engine.model import disable_dropout
+from trimtab_trainer.engine.networks import LanguageModel
 from trimtab_trainer.engine.objectives import Pairwise
 from trimtab_trainer.engine.setup import parameter_groups
 from trimtab_trainer.engine.train import build_objective
@@ -71,10 +72,10 @@ class OneProcess:
     """What `Trained.of` asks of an engine, on a model alone."""
 
     def __init__(self, module: PreTrainedModel) -> None:
-        self.module, self.device, self.deepspeed = module, torch.device("cpu"), SimpleNamespace(eval=module.eval)
+        self.module, self.device, self.deepspeed = module, torch.device("cpu"), LanguageModel(module)
 
-    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.module(input_ids, position_ids=position_ids, use_cache=False).logits
+    def outputs(self, batch: MicroBatch) -> torch.Tensor:
+        found: torch.Tensor = self.deepspeed(batch.input_ids, batch.position_ids)
         return found
 
 

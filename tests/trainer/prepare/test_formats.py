@@ -14,7 +14,7 @@ import pytest
 from trimtab_trainer.config import StageType
 from trimtab_trainer.data.files import DataFile
 from trimtab_trainer.data.formats import Format, open_rows
-from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message, Pair, Record
+from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Label, Message, Ranking, Record
 from trimtab_trainer.errors import BadData, InputMissing
 
 QA = Conversation([Message("user", "q"), Message("assistant", "a")])
@@ -152,10 +152,8 @@ def test_text_files_and_text_fields_are_documents(tmp_path: Path) -> None:
 
 
 ASKED = [Message("user", "q")]
-PAIR = Pair(
-    Conversation([*ASKED, Message("assistant", "a")]),
-    Conversation([*ASKED, Message("assistant", "b")]),
-)
+ANSWERED = {text: Conversation([*ASKED, Message("assistant", text)]) for text in "abc"}
+PAIR = Ranking((ANSWERED["a"], ANSWERED["b"]), (Label(0, 0), Label(1, 1)))
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -191,8 +189,9 @@ def test_a_pair_of_several_turns_differs_in_the_last_one_only(tmp_path: Path) ->
     before = "\n\nHuman: q\n\nAssistant: a\n\nHuman: why?\n\nAssistant: "
     _lines(tmp_path / "x.jsonl", [{"chosen": before + "so", "rejected": before + "no\n\nHuman beings"}])
     ((_, pair),) = read(tmp_path / "x.jsonl", StageType.DPO)[1]
-    assert pair.chosen.messages[:-1] == pair.rejected.messages[:-1]
-    assert [m.content for m in pair.rejected.messages] == ["q", "a", "why?", "no\n\nHuman beings"]
+    chosen, rejected = pair.answers
+    assert chosen.messages[:-1] == rejected.messages[:-1]
+    assert [m.content for m in rejected.messages] == ["q", "a", "why?", "no\n\nHuman beings"]
 
 
 @pytest.mark.parametrize(
@@ -216,14 +215,72 @@ def test_what_is_no_pair_is_named(tmp_path: Path, row: Any, cause: str) -> None:
     assert cause in found.cause
 
 
+RANKED = Ranking((ANSWERED["b"], ANSWERED["a"], ANSWERED["c"]), (Label(0, 0), Label(1, 1), Label(2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "expected"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "prompt, chosen, rejected", PAIR),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2, "probability": 0.75},
+            "prompt, chosen, rejected",
+            Ranking(PAIR.answers, (Label(0, 0, 2.0, 0.75), Label(1, 1, 2.0, 0.75))),
+        ),
+        (
+            {"prompt": "q", "chosen": "b", "rejected": "a", "probability": 0.25},
+            "prompt, chosen, rejected",
+            Ranking(PAIR.answers, (Label(0, 0, 0.0, 0.75), Label(1, 1, 0.0, 0.75))),
+        ),
+        ({"prompt": "q", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]}, "rankings", RANKED),
+        (
+            {
+                "instruction": "q",
+                "completions": [
+                    {"response": text, "overall_score": score} for text, score in (("a", 3), ("b", 4.5), ("c", 3))
+                ],
+            },
+            "UltraFeedback",
+            RANKED,
+        ),
+    ],
+)
+def test_a_reward_stage_reads_pairs_and_rankings(tmp_path: Path, row: Any, name: str, expected: Ranking) -> None:
+    _lines(tmp_path / "x.jsonl", [row])
+    found, items = read(tmp_path / "x.jsonl", StageType.REWARD)
+    assert name in found
+    assert items == [(1, expected)]
+
+
+@pytest.mark.parametrize(
+    ("row", "cause"),
+    [
+        ({"completions": ["a"], "ranks": [1]}, "'completions' has 1 answers: there is nothing to compare"),
+        ({"completions": ["a", "b"], "ranks": [1, 1]}, "all completions are ties"),
+        ({"completions": ["a", "b"], "ranks": [1]}, "'ranks' is not one number for each of the 2 answers"),
+        ({"completions": ["a", "b"], "ranks": [1, "x"]}, "'ranks' is not one number"),
+        ({"completions": ["a", "b", "a"], "ranks": [1, 2, 3]}, "completion 2 stands twice"),
+        ({"completions": [str(i) for i in range(17)], "ranks": list(range(17))}, "17 answers, more than 16"),
+        ({"completions": "a", "ranks": [1]}, "'completions' is a str, not a list"),
+        ({"completions": [turns("p", "a"), turns("q", "b")], "ranks": [1, 2]}, "answer different prompts"),
+        ({"chosen": "a", "rejected": "b", "probability": 1.5}, "'probability' is not a number from 0 to 1"),
+        ({"chosen": "a", "rejected": "b", "margin": -1}, "'margin' is not a number"),
+    ],
+)
+def test_what_is_no_ranking_is_named(tmp_path: Path, row: dict[str, Any], cause: str) -> None:
+    _lines(tmp_path / "x.jsonl", [{"prompt": "q", **row}])
+    ((_, found),) = read(tmp_path / "x.jsonl", StageType.REWARD)[1]
+    assert isinstance(found, InvalidRecord)
+    assert cause in found.cause
+
+
 @pytest.mark.parametrize(
     ("row", "name"),
     [
         ({"prompt": "q", "completion": "a", "label": True}, "KTO"),
-        ({"instruction": "q", "completions": []}, "rated completions"),
     ],
 )
-def test_ratings_are_refused_with_what_is_wanted(tmp_path: Path, row: Any, name: str) -> None:
+def test_labelled_completions_are_refused_with_what_is_wanted(tmp_path: Path, row: Any, name: str) -> None:
     _lines(tmp_path / "x.jsonl", [row])
     for stage, wanted in (
         (StageType.SFT, "answers: give messages"),

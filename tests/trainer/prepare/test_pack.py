@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_trainer.data.pack import best_fit_decreasing, document_rows, pair_rows, record_rows, shuffle_rows
+from trimtab_trainer.data.pack import best_fit_decreasing, document_rows, ranking_rows, record_rows, shuffle_rows
 from trimtab_trainer.data.store import RowPlan
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
@@ -34,13 +34,34 @@ def test_packed_rows_partition_the_records(lengths: list[int], packing: bool) ->
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=40), st.booleans())
 def test_d6_pairs_stay_whole_and_in_order(lengths: list[tuple[int, int]], packing: bool) -> None:
     sizes = np.array([length for pair in lengths for length in pair], dtype=np.int64)
-    plan = pair_rows(np.arange(0, len(sizes), 2), sizes, 20, packing)
+    plan = ranking_rows(np.arange(0, len(sizes), 2), np.full(len(lengths), 2), sizes, 20, packing)
     rows = [plan.segments[a:b] for a, b in zip(plan.rows[:-1], plan.rows[1:], strict=True)]
     pairs = [tuple(pair) for row in rows for pair in row[:, 0].reshape(-1, 2).tolist()]
     assert sorted(pairs) == [(i, i + 1) for i in range(0, len(sizes), 2)]
     assert [int(sizes[record]) for record in plan.segments[:, 0]] == plan.segments[:, 2].tolist()
     assert all(row[:, 2].sum() <= 40 for row in rows)
     assert packing or [len(row) for row in rows] == [2] * len(lengths)
+
+
+@given(st.lists(st.lists(st.integers(1, 20), min_size=2, max_size=5), min_size=1, max_size=30), st.booleans())
+def test_rankings_stay_whole_and_in_order(rankings: list[list[int]], packing: bool) -> None:
+    sizes = np.array([length for ranking in rankings for length in ranking], dtype=np.int64)
+    counts = np.array([len(ranking) for ranking in rankings])
+    firsts = np.cumsum(counts) - counts
+    plan = ranking_rows(firsts, counts, sizes, 20, packing)
+    answers = dict(zip(firsts.tolist(), counts.tolist(), strict=True))
+    found = []
+    for first, stop in zip(plan.rows[:-1].tolist(), plan.rows[1:].tolist(), strict=True):
+        assert plan.segments[first:stop, 2].sum() <= 20 * max(answers.values())
+        while first < stop:  # a row begins with a ranking's first answer, and ends with a ranking's last one
+            record = int(plan.segments[first, 0])
+            texts = plan.segments[first : first + answers[record]]
+            assert texts[:, 0].tolist() == list(range(record, record + answers[record]))
+            assert texts[:, 2].tolist() == sizes[texts[:, 0]].tolist()
+            found.append(record)
+            first += answers[record]
+        assert first == stop
+    assert sorted(found) == firsts.tolist()
 
 
 @given(LENGTHS, st.integers(1, 9))

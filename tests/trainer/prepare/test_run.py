@@ -302,8 +302,8 @@ def test_pairs_become_rows_of_chosen_and_rejected(tmp_path: Path, packing: bool)
     report = run(root, sft(chat.as_uri()), dpo)
     prepared = opened(root, report, 1)
     assert (prepared.info.records, prepared.info.validation_records) == (24, 6)
-    assert prepared.segments(0, 0, prepared.rows(0)) == 48
-    assert prepared.segments(VALIDATION, 0, prepared.rows(VALIDATION)) == 12
+    assert prepared.rankings(0, 0, prepared.rows(0)) == 24
+    assert prepared.rankings(VALIDATION, 0, prepared.rows(VALIDATION)) == 6
     assert (prepared.rows(0) == 24) is not packing
     tokenizer = load_tokenizer(prepared.tokenizer_folder)
     for index in range(prepared.rows(0)):

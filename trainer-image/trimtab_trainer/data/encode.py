@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Record, conversations_of, texts_of
+from trimtab_trainer.data.records import (
+    NO_LABEL,
+    Conversation,
+    Document,
+    InvalidRecord,
+    Label,
+    Record,
+    conversations_of,
+    labels_of,
+    texts_of,
+)
 from trimtab_trainer.data.template import ChatTemplate, Rendered
 from trimtab_trainer.data.tokenizer import load_tokenizer
 from trimtab_trainer.errors import BadConfiguration
@@ -56,10 +66,11 @@ class Encoded:
 
     ids: NDArray[np.int32]
     loss_mask: NDArray[np.bool_]
+    label: Label = NO_LABEL
 
 
 Result = tuple[Place, tuple[Encoded, ...] | InvalidRecord]
-"""A record has one text; a pair has two, the chosen one first; a task's record may have several wordings."""
+"""A record has one text; a ranking has one for each answer, the best first; a task's record one a wording."""
 
 
 class Encoder(Protocol):
@@ -157,7 +168,7 @@ class _ChatEncoder:
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         rendered = [(place, self._render(place, item)) for place, item in items]
-        texts = [text.text for _, item in rendered if not isinstance(item, InvalidRecord) for _, text in item]
+        texts = [text.text for _, item in rendered if not isinstance(item, InvalidRecord) for _, text, _ in item]
         encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
         return [
             (
@@ -167,27 +178,29 @@ class _ChatEncoder:
             for place, item in rendered
         ]
 
-    def _fit(self, conversation: Conversation, rendered: Rendered, encoding: Encoding) -> Encoded:
+    def _fit(self, conversation: Conversation, rendered: Rendered, label: Label, encoding: Encoding) -> Encoded:
         """Tokens and mask, with as many of the few-shot examples as `longest` has room for."""
         while len(encoding.ids) > self._longest and conversation.examples:
             conversation = conversation.with_fewer_examples()
             rendered = self._template.render(conversation, self._loss)
             encoding = self._backend.encode(rendered.text, add_special_tokens=False)
-        return self._finish(rendered, encoding)
+        return self._finish(rendered, label, encoding)
 
     def _render(
         self, place: Place, item: Record | InvalidRecord
-    ) -> list[tuple[Conversation, Rendered]] | InvalidRecord:
+    ) -> list[tuple[Conversation, Rendered, Label]] | InvalidRecord:
         if isinstance(item, InvalidRecord):
             return item
         try:
-            return [(each, self._template.render(each, self._loss)) for each in conversations_of(item)]
+            conversations = conversations_of(item)
+            rendered = [self._template.render(each, self._loss) for each in conversations]
+            return list(zip(conversations, rendered, labels_of(item), strict=True))
         except InvalidRecord as error:
             return error
         except BadConfiguration as error:
             raise BadConfiguration(f"{place}: {error.message}") from error
 
-    def _finish(self, rendered: Rendered, encoding: Encoding) -> Encoded:
+    def _finish(self, rendered: Rendered, label: Label, encoding: Encoding) -> Encoded:
         ids = np.array(encoding.ids, dtype=np.int32)
         if self._start is not None and ids[:2].tolist() == [self._start, self._start]:
             raise BadConfiguration(
@@ -197,7 +210,7 @@ class _ChatEncoder:
         starts, ends = np.array(rendered.spans, dtype=np.int64).T
         # A token that begins before a span is one that the generation prompt would not have ended with: no target.
         span = np.searchsorted(starts, first, side="right") - 1
-        return Encoded(ids, (span >= 0) & (last <= ends[span]) & (last > first))
+        return Encoded(ids, (span >= 0) & (last <= ends[span]) & (last > first), label)
 
 
 def encode_all(settings: EncoderSettings, items: Iterator[Item], size: int) -> Iterator[Result]:

@@ -8,10 +8,12 @@
 | Alpaca | `instruction`, `output`, perhaps `input` | conversation: instruction, blank line, input; output |
 | FLAN CoT | `input`, `target`, `rationale` | conversation: input; rationale, new line, "The answer is " target |
 | text | `text` | document |
-| preferences | `chosen`, `rejected`, perhaps `prompt`: text or messages | pair |
+| preferences | `chosen`, `rejected`, perhaps `prompt`: text or messages; perhaps `margin`, `probability` | pair |
 | OpenAI preferences | `input`, `preferred_output`, `non_preferred_output` | pair |
+| rankings | `prompt`, `completions`, `ranks` | ranking |
+| UltraFeedback | `instruction`, `completions` of `response`, `overall_score` | ranking |
 
-Ratings (UltraFeedback's own files, KTO) are recognised in order to say what is wanted instead.
+Single labelled completions (KTO) are recognised in order to say what is wanted instead.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from typing import Literal
 from trimtab_trainer.config import StageType
 from trimtab_trainer.data.files import DataFile, Row, Rows, read_rows
 from trimtab_trainer.data.messages import checked, filled, messages_of, tools_of, value_of
-from trimtab_trainer.data.preferences import explicit_pair, implicit_pair, openai_pair
+from trimtab_trainer.data.preferences import explicit_pair, implicit_pair, openai_pair, ranked, rated
 from trimtab_trainer.data.records import Conversation, Document, InvalidRecord, Message, Record
 from trimtab_trainer.errors import BadData
 
 RECOGNITION_ROWS = 100
 """Rows that are looked at before a file counts as not recognised."""
 
-Kind = Literal["conversation", "document", "pair", "rating"]
+Kind = Literal["conversation", "document", "pair", "ranking", "label"]
 
 
 @dataclass(frozen=True)
@@ -81,23 +83,27 @@ def _unknown(file: DataFile, seen: list[tuple[int, Row | InvalidRecord]]) -> Bad
     if isinstance(row, InvalidRecord):
         return BadData(f"line {number} of {file.name}: {row.cause}; {row.remedy}")
     keys = ", ".join(sorted(map(str, row)))[:200] or "none"
-    expected = "; ".join(", ".join(sorted(known.keys)) for known in FORMATS if known.kind != "rating")
+    expected = "; ".join(", ".join(sorted(known.keys)) for known in FORMATS if known.kind != "label")
     return BadData(f"line {number} of {file.name}: format not recognised (keys: {keys}); expected one of: {expected}")
 
 
-_WANTED: dict[StageType, tuple[Kind, str]] = {
-    StageType.PRETRAIN: ("document", "running text: give .txt files or a 'text' field"),
-    StageType.SFT: ("conversation", "answers: give messages, or prompt and completion"),
-    StageType.DPO: ("pair", "pairs of answers: give prompt, chosen and rejected"),
+_WANTED: dict[StageType, tuple[tuple[Kind, ...], str]] = {
+    StageType.PRETRAIN: (("document",), "running text: give .txt files or a 'text' field"),
+    StageType.SFT: (("conversation",), "answers: give messages, or prompt and completion"),
+    StageType.DPO: (("pair",), "pairs of answers: give prompt, chosen and rejected"),
+    StageType.REWARD: (
+        ("pair", "ranking"),
+        "compared answers: give prompt, chosen and rejected, or prompt, completions and ranks",
+    ),
 }
 """Of each stage: what it learns from, and how it is given."""
 
 
 def _require_fit(file: DataFile, found: Format, stage: StageType) -> None:
-    kind, wanted = _WANTED[stage]
-    if found.kind == kind:
+    kinds, wanted = _WANTED[stage]
+    if found.kind in kinds:
         return
-    better = next((other for other, (its, _) in _WANTED.items() if its == found.kind), None)
+    better = next((other for other, (theirs, _) in _WANTED.items() if found.kind in theirs), None)
     hint = f", or make it a stage of type {better}" if better else ""
     raise BadData(f"{file.name} holds {found.name}; a stage of type {stage} learns from {wanted}{hint}")
 
@@ -136,7 +142,7 @@ def _turn(user: str, assistant: str) -> Conversation:
 
 
 def _never(row: Row) -> Record:
-    raise AssertionError("ratings are refused before they are converted")
+    raise AssertionError("labels are refused before they are converted")
 
 
 def _format(name: str, kind: Kind, convert: Callable[[Row], Record], *keys: str) -> Format:
@@ -147,8 +153,9 @@ FORMATS = (
     _format("preferences (prompt, chosen, rejected)", "pair", explicit_pair, "prompt", "chosen", "rejected"),
     _format("hh-rlhf-like preferences (chosen, rejected)", "pair", implicit_pair, "chosen", "rejected"),
     _format("OpenAI preferences", "pair", openai_pair, "input", "preferred_output", "non_preferred_output"),
-    _format("rated completions (UltraFeedback)", "rating", _never, "instruction", "completions"),
-    _format("labelled completions (KTO)", "rating", _never, "prompt", "completion", "label"),
+    _format("rankings (prompt, completions, ranks)", "ranking", ranked, "prompt", "completions", "ranks"),
+    _format("rated completions (UltraFeedback)", "ranking", rated, "instruction", "completions"),
+    _format("labelled completions (KTO)", "label", _never, "prompt", "completion", "label"),
     _format("OpenAI chat", "conversation", _chat, "messages"),
     _format("ShareGPT", "conversation", _sharegpt, "conversations"),
     _format("prompt and completion", "conversation", _prompt_completion, "prompt", "completion"),

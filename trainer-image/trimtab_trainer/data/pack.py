@@ -53,18 +53,28 @@ def record_rows(records: Int64, lengths: Int64, capacity: int, packing: bool) ->
     return RowPlan(segments, _starts(np.array([len(items) for items in bins], dtype=np.int64)))
 
 
-def pair_rows(records: Int64, lengths: Int64, capacity: int, packing: bool) -> RowPlan:
-    """Rows of whole pairs, the chosen text before the rejected one; with `packing` several pairs to a row.
+def ranking_rows(records: Int64, answers: Int64, lengths: Int64, capacity: int, packing: bool) -> RowPlan:
+    """Rows of whole rankings (pairs, for one), whose answers follow each other; with `packing` several to a row.
 
     Args:
-        records: ids of the chosen texts, int64 [n]; the rejected one has the next id.
+        records: ids of the rankings' first texts, int64 [n]; the other texts have the next ids.
+        answers: texts of each ranking, int64 [n].
         lengths: tokens of every text there is, int64.
-        capacity: longest text in tokens; a row holds twice as many.
-        packing: put several pairs into one row; none is ever split.
+        capacity: longest text in tokens; a row holds as many as the largest ranking has answers.
+        packing: put several rankings into one row; none is ever split.
     """
-    pairs = record_rows(records, lengths[records] + lengths[records + 1], 2 * capacity, packing)
-    texts = np.stack([pairs.segments[:, 0], pairs.segments[:, 0] + 1], axis=1).reshape(-1)
-    return RowPlan(np.stack([texts, np.zeros_like(texts), lengths[texts]], axis=1), 2 * pairs.rows)
+    totals = np.add.reduceat(lengths[_runs(records, answers)], _starts(answers)[:-1])
+    rankings = record_rows(np.arange(len(records)), totals, int(answers.max()) * capacity, packing)
+    order = rankings.segments[:, 0]
+    texts = _runs(records[order], answers[order])
+    rows = _starts(answers[order])[rankings.rows]
+    return RowPlan(np.stack([texts, np.zeros_like(texts), lengths[texts]], axis=1), rows)
+
+
+def _runs(firsts: Int64, counts: Int64) -> Int64:
+    """first, first + 1, … of each of the runs, one after the other."""
+    starts = _starts(counts)
+    return np.repeat(firsts - starts[:-1], counts) + np.arange(starts[-1])
 
 
 def document_rows(records: Int64, lengths: Int64, capacity: int, packing: bool) -> RowPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 OPENING_ROLES = frozenset({"system", "developer"})
@@ -72,12 +72,28 @@ class Document:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two answers to one prompt: the conversations differ in their last turn only, which is the assistant's."""
+class Label(NamedTuple):
+    """What a ranking says of one of its answers.
 
-    chosen: Conversation
-    rejected: Conversation
+    Attributes:
+        position: of the answer within its ranking, from 0, the best answer first.
+        rank: 0 is best; equal ranks are ties.
+        margin: by how much the first of two answers should win at least.
+        probability: that the first of two answers is the better one.
+    """
+
+    position: int = 0
+    rank: int = 0
+    margin: float = 0.0
+    probability: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Two or more answers to one prompt, the best first: their last turns differ, each the assistant's."""
+
+    answers: tuple[Conversation, ...]
+    labels: tuple[Label, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +103,9 @@ class Wordings:
     conversations: tuple[Conversation, ...]
 
 
-Record = Conversation | Document | Pair | Wordings
+NO_LABEL = Label()
+
+Record = Conversation | Document | Ranking | Wordings
 
 
 def conversations_of(record: Record) -> tuple[Conversation, ...]:
@@ -95,12 +113,17 @@ def conversations_of(record: Record) -> tuple[Conversation, ...]:
     match record:
         case Conversation():
             return (record,)
-        case Pair():
-            return record.chosen, record.rejected
+        case Ranking():
+            return record.answers
         case Wordings():
             return record.conversations
         case Document():
             raise InvalidRecord("running text", "give messages")
+
+
+def labels_of(record: Record) -> tuple[Label, ...]:
+    """One for each text of the record."""
+    return record.labels if isinstance(record, Ranking) else (NO_LABEL,) * len(conversations_of(record))
 
 
 def texts_of(record: Record) -> list[str]:

@@ -10,6 +10,7 @@ All of it is plain numpy and JSON, so other programs can read it too:
 | `sample.txt` | what was recognised, and one rendered record |
 | `tokens.bin`, `loss.bin` | token ids (`tokenDtype`, little endian); one byte a token: bears it loss as a target? |
 | `offsets.npy` | int64 [N+1]: record r holds the tokens [offsets[r], offsets[r+1]) |
+| `labels.npy` | `LABELS` [N]: of rankings, whose answers are records one after the other (`data/records.Label`) |
 | `files.json`, `file_of_record.npy`, `line_of_record.npy` | where each record comes from |
 | `PLAN.segments.npy` | int64 [S, 3]: (record, first token within the record, tokens) |
 | `PLAN.rows.npy` | int64 [R+1]: row i holds the segments [rows[i], rows[i+1]) |
@@ -24,7 +25,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -35,12 +36,17 @@ from numpy.typing import NDArray
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Digest, StageType
+from trimtab_trainer.data.records import NO_LABEL, Label
 from trimtab_trainer.settings import Contract, Loss
 
 Int64 = NDArray[np.int64]
 
 PlanName = int | str
 """An epoch, counted from 0, or the name of held-out rows."""
+
+LABELS = np.dtype([("position", "u1"), ("rank", "u1"), ("margin", "<f4"), ("probability", "<f4")])
+
+
 VALIDATION = "validation"
 _TASK = "task-"
 
@@ -70,7 +76,7 @@ class PreparedInfo(Contract):
     packing: bool
     seed: int
     records: int
-    """Records of one epoch, after mixing and drops; a pair is one."""
+    """Records of one epoch, after mixing and drops; a ranking is one."""
     dropped: int
     truncated: int
     tokens: int
@@ -117,6 +123,8 @@ class Row:
     loss_mask: NDArray[np.bool_]
     segment_lengths: list[int]
     record_ids: list[int]
+    labels: NDArray[np.void] = field(default_factory=lambda: np.empty(0, dtype=LABELS))
+    """`LABELS`, one a segment."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ class RowPlan:
 
 
 class TokenWriter:
-    """Writes records to `folder` as they come; memory is constant a token (28 bytes a record)."""
+    """Writes records to `folder` as they come; memory is constant a token (40 bytes a record)."""
 
     def __init__(self, folder: Path, vocabulary_size: int) -> None:
         self.dtype: Literal["uint16", "uint32"] = "uint16" if vocabulary_size <= 1 << 16 else "uint32"
@@ -147,6 +155,7 @@ class TokenWriter:
         self._offsets = array("q", [0])
         self._lines = array("q")
         self._files = array("i")
+        self._labels = bytearray()
         self._names: list[str] = []
 
     def add_file(self, name: str) -> int:
@@ -154,7 +163,9 @@ class TokenWriter:
         self._names.append(name)
         return len(self._names) - 1
 
-    def append(self, ids: NDArray[np.int32], loss_mask: NDArray[np.bool_], file: int, line: int) -> int:
+    def append(
+        self, ids: NDArray[np.int32], loss_mask: NDArray[np.bool_], file: int, line: int, label: Label = NO_LABEL
+    ) -> int:
         """Add one record of at least one token; returns its id. Its first token is made to bear no loss."""
         loss_mask[0] = False
         self._tokens.write(ids.astype(f"<{np.dtype(self.dtype).str[1:]}").tobytes())
@@ -162,6 +173,7 @@ class TokenWriter:
         self._offsets.append(self._offsets[-1] + len(ids))
         self._files.append(file)
         self._lines.append(line)
+        self._labels += np.array(label, dtype=LABELS).tobytes()
         return len(self._lines) - 1
 
     def __enter__(self) -> Self:
@@ -176,6 +188,7 @@ class TokenWriter:
         self._loss.close()
         if kind is None:
             np.save(self._folder / "offsets.npy", np.array(self._offsets, dtype=np.int64))
+            np.save(self._folder / "labels.npy", np.frombuffer(bytes(self._labels), dtype=LABELS))
             np.save(self._folder / "line_of_record.npy", np.array(self._lines, dtype=np.int64))
             np.save(self._folder / "file_of_record.npy", np.array(self._files, dtype=np.int32))
             (self._folder / "files.json").write_text(json.dumps(self._names, ensure_ascii=False), encoding="utf-8")
@@ -187,11 +200,19 @@ class TokenStore:
     def __init__(self, folder: Path, dtype: Literal["uint16", "uint32"]) -> None:
         self.offsets: Int64 = np.load(folder / "offsets.npy", mmap_mode="r")
         self.tokens: NDArray[Any] = _map(folder / "tokens.bin", np.dtype(dtype).newbyteorder("<"))
+        self.labels: NDArray[np.void] = np.load(folder / "labels.npy", mmap_mode="r")
         self.loss: NDArray[np.bool_] = _map(folder / "loss.bin", np.dtype(np.bool_))
 
     def lengths(self) -> Int64:
         """int64 [N]: tokens of each record."""
         return np.diff(self.offsets)
+
+    def answers(self) -> Int64:
+        """int64 [N]: of a ranking's first text, how many answers the ranking has; what is left, of the others."""
+        position = np.asarray(self.labels["position"], dtype=np.int64)
+        sizes: Int64 = np.diff(np.append(np.flatnonzero(position == 0), len(position)))
+        counts: Int64 = sizes[np.cumsum(position == 0) - 1] - position
+        return counts
 
     def loss_counts(self) -> Int64:
         """int64 [N]: loss-bearing tokens of each record."""
@@ -266,20 +287,24 @@ class PreparedData:
             mask = np.array(self._store.loss[first : first + length])
             mask[0] = False
             masks.append(mask)
-        return Row(np.concatenate(ids), np.concatenate(masks), chosen[:, 2].tolist(), chosen[:, 0].tolist())
+        records = chosen[:, 0].tolist()
+        return Row(
+            np.concatenate(ids), np.concatenate(masks), chosen[:, 2].tolist(), records, self._store.labels[records]
+        )
 
     def loss_tokens(self, plan: PlanName, start: int, stop: int) -> int:
         """Loss-bearing tokens of the rows [start, stop). Can be 0 for a last batch of a single one-token row."""
         cumulative = self._plan(plan)[2]
         return int(cumulative[stop] - cumulative[start])
 
-    def segments(self, plan: PlanName, start: int, stop: int) -> int:
-        """Segments of the rows [start, stop)."""
-        rows = self._plan(plan)[1]
-        return int(rows[stop] - rows[start])
+    def rankings(self, plan: PlanName, start: int, stop: int) -> int:
+        """Rankings (pairs, for one) in the rows [start, stop)."""
+        segments, rows, _ = self._plan(plan)
+        records = segments[rows[start] : rows[stop], 0]
+        return int(np.count_nonzero(self._store.labels["position"][records] == 0))
 
     def record_names(self, record_ids: Iterable[int]) -> list[str]:
-        """`file:line` of records, for messages; each once, as a pair's two texts have the same."""
+        """`file:line` of records, for messages; each once, as the answers of a ranking have the same."""
         names: Sequence[str] = json.loads((self.folder / "files.json").read_bytes())
         file, line = (np.load(self.folder / f"{what}_of_record.npy", mmap_mode="r") for what in ("file", "line"))
         return list(dict.fromkeys(f"{names[file[record]]}:{line[record]}" for record in record_ids))

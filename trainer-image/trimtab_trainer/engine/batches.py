@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from trimtab_trainer.data.store import Row
+from trimtab_trainer.data.store import LABELS, Row
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,23 @@ class MicroBatch:
             isolates segments from that alone. The padding is a segment of its own, so no token sees it.
         loss_mask: bool [R, T]; token t bears loss as a target.
         loss_tokens: loss-bearing tokens of each segment, row by row.
+        segment_lengths: of each row, the tokens of its segments, without the padding.
+        labels: `data.store.LABELS`, one a segment, row by row.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     loss_mask: torch.Tensor
     loss_tokens: tuple[int, ...]
+    segment_lengths: tuple[tuple[int, ...], ...]
+    labels: NDArray[np.void]
+
+    @property
+    def rankings(self) -> list[int]:
+        """Answers of each ranking, in order."""
+        firsts = np.flatnonzero(self.labels["position"] == 0)
+        sizes: list[int] = np.diff(np.append(firsts, len(self.labels))).tolist()
+        return sizes
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
@@ -84,7 +96,8 @@ def collate(rows: Sequence[Row], padding_id: int) -> MicroBatch:
     """Rows side by side. No rows: one that bears no loss, for a rank that must take part in a step without rows."""
     if not rows:
         ids = torch.full((1, 2), padding_id, dtype=torch.int64)
-        return MicroBatch(ids, torch.arange(2)[None], torch.zeros(1, 2, dtype=torch.bool), ())
+        mask = torch.zeros(1, 2, dtype=torch.bool)
+        return MicroBatch(ids, torch.arange(2)[None], mask, (), ((),), np.empty(0, LABELS))
     length = max(2, *(len(row.input_ids) for row in rows))
     input_ids = torch.full((len(rows), length), padding_id, dtype=torch.int64)
     position_ids = torch.zeros((len(rows), length), dtype=torch.int64)
@@ -96,7 +109,9 @@ def collate(rows: Sequence[Row], padding_id: int) -> MicroBatch:
         lengths = [*row.segment_lengths, length - size] if size < length else row.segment_lengths
         position_ids[i] = torch.cat([torch.arange(n) for n in lengths])
     loss_tokens = tuple(count for row in rows for count in _loss_tokens(row))
-    return MicroBatch(input_ids, position_ids, loss_mask, loss_tokens)
+    segment_lengths = tuple(tuple(row.segment_lengths) for row in rows)
+    labels = np.concatenate([row.labels for row in rows])
+    return MicroBatch(input_ids, position_ids, loss_mask, loss_tokens, segment_lengths, labels)
 
 
 def _loss_tokens(row: Row) -> list[int]:

@@ -18,7 +18,7 @@ def write_card(
     folder: Path, config: TrainConfig, info: PreparedInfo, lineage: Lineage, rows: list[dict[str, Any]]
 ) -> None:
     """Write `README.md` and the plot beside it."""
-    unit = "pair" if config.type is StageType.DPO else "loss-bearing token"
+    unit = {StageType.DPO: "pair", StageType.REWARD: "prompt"}.get(config.type, "loss-bearing token")
     _plot(folder / _PLOT, rows, unit)
     metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
     settings = config.recipe.model_dump(mode="json", by_alias=True)
@@ -29,7 +29,7 @@ def write_card(
     base = f"`{config.model.digest}`" if config.model else "random weights"
     text = f"""---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {"text-classification" if config.type is StageType.REWARD else "text-generation"}
 tags: [trimtab, {config.type.value}]
 ---
 

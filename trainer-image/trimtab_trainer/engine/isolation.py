@@ -13,12 +13,12 @@ from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import BadConfiguration
 
 _TOLERANCE = 1e-3
-"""Of the largest logit. Masked positions have weight 0, so an isolated segment does not change at all."""
+"""Of the largest output. Masked positions have weight 0, so an isolated segment does not change at all."""
 
 
 @torch.no_grad()
 def check_isolation(engine: Engine, prepared: PreparedData, stage: str) -> None:
-    """Change the first of two segments and see whether the second one's logits move; collective.
+    """Change the first of two segments and see whether the second one's outputs move; collective.
 
     Not every architecture in transformers takes segments from `position_ids`; one that does not would train on
     contaminated rows without a word.
@@ -32,20 +32,20 @@ def check_isolation(engine: Engine, prepared: PreparedData, stage: str) -> None:
     highest = prepared.info.vocabulary_size
     first, second = np.arange(6, dtype=np.int32) % highest, np.arange(3, 9, dtype=np.int32) % highest
     engine.deepspeed.eval()
-    one, other = (_second_logits(engine, head, second) for head in (first, (first + highest // 2) % highest))
+    one, other = (_second_outputs(engine, head, second) for head in (first, (first + highest // 2) % highest))
     engine.deepspeed.train()
     moved = float((one - other).abs().max())
     if moved > _TOLERANCE * float(one.abs().max()):
         raise BadConfiguration(
             f"{model_type}: records packed into one row see each other in this architecture "
-            f"(logits move by {moved:.2g}); use another architecture, or sft with packing: false",
+            f"(outputs move by {moved:.2g}); use another architecture, or sft with packing: false",
             stage=stage,
         )
 
 
-def _second_logits(engine: Engine, first: NDArray[np.int32], second: NDArray[np.int32]) -> torch.Tensor:
-    """fp32 [6, V]: logits of the second of two packed segments."""
+def _second_outputs(engine: Engine, first: NDArray[np.int32], second: NDArray[np.int32]) -> torch.Tensor:
+    """fp32 [6, …]: outputs for the second of two packed segments."""
     ids = np.concatenate([first, second])
     row = Row(ids, np.zeros(len(ids), dtype=np.bool_), [len(first), len(second)], [0, 0])
     batch = collate([row], padding_id=0).to(engine.device)
-    return engine.logits(batch.input_ids, batch.position_ids)[0, len(first) :].float()
+    return engine.outputs(batch)[0, len(first) :].float()

@@ -71,7 +71,7 @@ class Loop:
         tokens = 0
         rows = (self._prepared.row(step.epoch, i) for i in self._own_rows(step.start, step.stop))
         for batch, batch_tokens in self._micro_batches(rows, step.stop - step.start):
-            sums = self._objective.sums(self._engine.logits(batch.input_ids, batch.position_ids), batch)
+            sums = self._objective.sums(self._engine.outputs(batch), batch)
             self._engine.backward(sums.loss * scale)
             totals += _stacked(sums)
             tokens += batch_tokens
@@ -100,7 +100,7 @@ class Loop:
         totals = self._totals()
         own = (self._prepared.row(plan, i) for i in self._own_rows(0, rows))
         for batch, _ in self._micro_batches(own, rows):
-            totals += _stacked(self._objective.sums(self._engine.logits(batch.input_ids, batch.position_ids), batch))
+            totals += _stacked(self._objective.sums(self._engine.outputs(batch), batch))
             beat()
         module.train()
         units = max(1, self._objective.units(self._prepared, plan, 0, rows))

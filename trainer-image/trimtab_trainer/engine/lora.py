@@ -123,8 +123,9 @@ class Trained:
         """Collective."""
         engine.deepspeed.eval()
         ids = _probe_ids(engine.module).to(engine.device)
+        positions = torch.arange(ids.shape[1], device=engine.device)[None]
         with torch.no_grad():
-            logits = engine.logits(ids, torch.arange(ids.shape[1], device=engine.device)[None])
+            logits: torch.Tensor = engine.deepspeed(ids, positions)
         layers = [module for module in engine.module.modules() if isinstance(module, LoraLayer)]
         return cls(config, lora, tensors, logits[0].float().cpu(), any(layer.fan_in_fan_out for layer in layers))
 

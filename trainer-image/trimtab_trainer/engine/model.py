@@ -1,16 +1,19 @@
-"""The model: random weights from a configuration, or the weights of an artifact."""
+"""The stage's starting weights: random from a configuration, or those of an artifact; beside them what stays frozen."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trimtab_trainer import manifest
-from trimtab_trainer.config import Artifact, StageType, TrainConfig
+from trimtab_trainer.config import COMPARING, Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine.lora import add_adapter
+from trimtab_trainer.engine.networks import LanguageModel, Network, Scorer
+from trimtab_trainer.engine.reward import add_head
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import Precision
 from trimtab_trainer.volumes import local_path
@@ -18,13 +21,14 @@ from trimtab_trainer.volumes import local_path
 ATTENTION = "sdpa"
 """Packing relies on it: transformers isolates segments by position_ids alone with sdpa and eager."""
 DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
+_LOADING = {"attn_implementation": ATTENTION, "local_files_only": True, "trust_remote_code": False}
 
 
-def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> PreTrainedModel:
+def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> Network:
     """The stage's starting weights in the stage's precision, on the CPU.
 
-    Dropout is as the model's configuration says; off in `dpo`, where it would be noise in each comparison with the
-    reference.
+    Dropout is as the model's configuration says; off where answers are compared: in `dpo` it would be noise in each
+    comparison with the reference, in `reward` in each comparison of two answers.
 
     Args:
         config: the stage.
@@ -32,13 +36,14 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
         verify: check the artifact's digest (one process a pod does).
     """
     try:
-        model = _build(config, prepared, verify=verify)
+        network = _build(config, prepared, verify=verify)
     except ValueError as error:
         raise BadConfiguration(
             f"{prepared.folder / 'model_config.json'}: transformers can't build this model with {ATTENTION} attention, "
             f"which packing needs: {error}; use another architecture or correct its configuration",
             stage=config.stage,
         ) from error
+    model = network.model
     rows = _embedding(model).shape[0]
     if prepared.info.vocabulary_size > rows:
         raise BadConfiguration(
@@ -48,12 +53,12 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
         )
     if config.lora is not None:
         add_adapter(model, config, config.lora)
-    if config.type is StageType.DPO:
+    if config.type in COMPARING:
         disable_dropout(model)
     if config.recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
-    return model
+    return network
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -66,30 +71,47 @@ def disable_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def load_reference(reference: Artifact, precision: Precision, device: torch.device, *, verify: bool) -> PreTrainedModel:
+def load_reference(reference: Artifact, precision: Precision, device: torch.device, *, verify: bool) -> LanguageModel:
     """Frozen weights on `device`, with dropout off, in the precision and with the kernels of the model in training."""
-    model = _load(reference, DTYPES[precision], verify=verify)
-    model.eval()
-    model.requires_grad_(False)
-    cast(torch.nn.Module, model).to(device)
-    return model
+    return cast(LanguageModel, frozen(LanguageModel(_causal_lm(reference, DTYPES[precision], verify=verify)), device))
 
 
-def _build(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> PreTrainedModel:
-    dtype = DTYPES[config.precision]
+def frozen(network: Network, device: torch.device) -> Network:
+    """The same, for good: no gradients, no dropout."""
+    network.eval()
+    network.requires_grad_(False)
+    return network.to(device)
+
+
+def _build(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> Network:
+    dtype, seed = DTYPES[config.precision], config.recipe.seed
+    if config.type is StageType.REWARD:
+        if config.model is None:
+            raise BadConfiguration("a reward stage starts from a model", stage=config.stage)
+        folder = _verified(config.model, verify=verify)
+        return Scorer(add_head(folder, seed, dtype=dtype, **_LOADING))
     if config.model is None:
-        return _random_model(prepared, config.recipe.seed, dtype)
-    return _load(config.model, dtype, verify=verify)
+        return LanguageModel(_random_model(prepared, seed, dtype))
+    return LanguageModel(_causal_lm(config.model, dtype, verify=verify))
 
 
-def _load(artifact: Artifact, dtype: torch.dtype, *, verify: bool) -> PreTrainedModel:
-    folder = local_path(artifact.uri)
-    if verify:
-        manifest.verify(folder, artifact.digest)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True, trust_remote_code=False
-    )
+def _causal_lm(artifact: Artifact, dtype: torch.dtype, *, verify: bool) -> PreTrainedModel:
+    folder = _verified(artifact, verify=verify)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_LOADING)
     return model
+
+
+def _verified(artifact: Artifact, kind: str = "model", *, verify: bool) -> Path:
+    """The artifact's folder, with its digests checked where asked.
+
+    Raises:
+        BadConfiguration: it holds something else than `kind`.
+    """
+    folder = local_path(artifact.uri)
+    found = manifest.verify(folder, artifact.digest) if verify else manifest.read_manifest(folder)
+    if found.kind != kind:
+        raise BadConfiguration(f"{artifact.uri} holds a {found.kind}, not a {kind}; start from another stage")
+    return folder
 
 
 def _random_model(prepared: PreparedData, seed: int, dtype: torch.dtype) -> PreTrainedModel:

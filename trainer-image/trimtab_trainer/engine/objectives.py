@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 
 from trimtab_trainer.algorithms.causal_lm import segment_log_probs, token_loss_sum
 from trimtab_trainer.algorithms.preference import preference_losses
+from trimtab_trainer.algorithms.reward import comparison_losses, pool_last, ranking_losses
 from trimtab_trainer.data.store import PlanName, PreparedData
 from trimtab_trainer.engine.batches import MicroBatch
 from trimtab_trainer.settings import Preference
@@ -34,8 +36,11 @@ class Objective(Protocol):
     def units(self, prepared: PreparedData, plan: PlanName, start: int, stop: int) -> int:
         """Units of the rows [start, stop) of a plan."""
 
-    def sums(self, logits: torch.Tensor, batch: MicroBatch) -> Sums:
-        """Of one micro-batch; `logits`: [R, T, V]. It may have no rows: sums of 0 then, with gradients of zeros."""
+    def sums(self, outputs: torch.Tensor, batch: MicroBatch) -> Sums:
+        """Of one micro-batch and what the network answers for it.
+
+        It may have no rows: sums of 0 then, with gradients of zeros.
+        """
 
 
 class NextToken:
@@ -47,13 +52,53 @@ class NextToken:
         """Loss-bearing tokens."""
         return prepared.loss_tokens(plan, start, stop)
 
-    def sums(self, logits: torch.Tensor, batch: MicroBatch) -> Sums:
+    def sums(self, outputs: torch.Tensor, batch: MicroBatch) -> Sums:
         """See `Objective.sums`."""
-        return Sums(token_loss_sum(logits, batch.input_ids, batch.loss_mask))
+        return Sums(token_loss_sum(outputs, batch.input_ids, batch.loss_mask))
 
 
 Forward = Callable[[MicroBatch], torch.Tensor]
 """Logits [R, T, V] of a micro-batch."""
+
+
+class Ranked:
+    """A reward model's loss on compared answers: each is scored once, by its last token."""
+
+    metrics: tuple[str, ...] = ("accuracy", "margin", "confidence")
+
+    def units(self, prepared: PreparedData, plan: PlanName, start: int, stop: int) -> int:
+        """Prompts: each counts the same, whatever the number of its answers."""
+        return prepared.rankings(plan, start, stop)
+
+    def sums(self, outputs: torch.Tensor, batch: MicroBatch) -> Sums:
+        """See `Objective.sums`; `outputs`: fp32 [R, T]."""
+        scores = pool_last(outputs, batch.segment_lengths)
+        groups, labels = batch.rankings, batch.labels
+        ranks, margins, probabilities = (
+            torch.from_numpy(labels[name].copy()).to(scores.device) for name in ("rank", "margin", "probability")
+        )
+        terms = ranking_losses(scores, ranks, groups)
+        firsts = torch.tensor([0, *accumulate(groups)][:-1], dtype=torch.long, device=scores.device)
+        differences = scores[firsts] - scores[firsts + 1]
+        pairs = comparison_losses(differences, margins[firsts], probabilities[firsts])
+        losses = torch.where(torch.tensor(groups, device=scores.device) == 2, pairs, terms.losses)
+        values = (terms.accuracies, terms.margins, terms.confidences)
+        return Sums(losses.sum(), {name: value.sum() for name, value in zip(self.metrics, values, strict=True)})
+
+
+class BestScores:
+    """Not a loss: the mean score of the best answers, which becomes a reward model's offset."""
+
+    metrics: tuple[str, ...] = ()
+
+    def units(self, prepared: PreparedData, plan: PlanName, start: int, stop: int) -> int:
+        """Prompts."""
+        return prepared.rankings(plan, start, stop)
+
+    def sums(self, outputs: torch.Tensor, batch: MicroBatch) -> Sums:
+        """See `Objective.sums`; `outputs`: fp32 [R, T]."""
+        best = torch.from_numpy(batch.labels["position"] == 0).to(outputs.device)
+        return Sums(pool_last(outputs, batch.segment_lengths)[best].sum())
 
 
 class Pairwise:
@@ -68,13 +113,13 @@ class Pairwise:
 
     def units(self, prepared: PreparedData, plan: PlanName, start: int, stop: int) -> int:
         """Pairs: each counts the same, whatever its length and whoever has it."""
-        return prepared.segments(plan, start, stop) // 2
+        return prepared.rankings(plan, start, stop)
 
-    def sums(self, logits: torch.Tensor, batch: MicroBatch) -> Sums:
+    def sums(self, outputs: torch.Tensor, batch: MicroBatch) -> Sums:
         """See `Objective.sums`. A reward is beta times the log-ratio to the reference (Rafailov et al. 2023, § 4)."""
         with torch.no_grad():
             reference = self._log_probs(self._reference(batch), batch)
-        chosen, rejected = (self._log_probs(logits, batch) - reference).view(-1, 2).unbind(dim=1)
+        chosen, rejected = (self._log_probs(outputs, batch) - reference).view(-1, 2).unbind(dim=1)
         rewards = [self._settings.beta * ratios.detach() for ratios in (chosen, rejected)]
         margins = rewards[0] - rewards[1]
         right = (margins > 0).float() + 0.5 * (margins == 0)

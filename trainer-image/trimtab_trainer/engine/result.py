@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Metric, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
-from trimtab_trainer.engine import lora
+from trimtab_trainer.engine import lora, reward
 from trimtab_trainer.engine.card import write_card
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import DTYPES
@@ -36,8 +36,11 @@ def publish_result(
     rows: list[dict[str, Any]],
     metrics: list[Metric],
     tokens: int,
+    offset: float | None = None,
 ) -> str | None:
     """Write, check and publish `model/`, then remove the checkpoints; collective. Returns the digest on rank 0.
+
+    `offset`: of a reward model, taken off its scores.
 
     Raises:
         StorageError: the volume can't take it, or gave back other bytes than it was given.
@@ -54,6 +57,8 @@ def publish_result(
     for old in folder.glob(".draft-model-*"):
         shutil.rmtree(old)
     dtype = DTYPES[config.precision]
+    kind: manifest.Kind = "model" if offset is None else "reward"
+    auto = AutoModelForCausalLM if offset is None else AutoModelForSequenceClassification
     lineage = Lineage.of(
         config,
         dtype=str(dtype).removeprefix("torch."),
@@ -63,13 +68,15 @@ def publish_result(
         versions={name: version(name) for name in _PACKAGES},
     )
     try:
-        _write_model(draft, engine.module, weights, prepared, dtype)
-        reloaded = _check_reload(draft, weights, dtype)
+        _write_model(draft, auto, engine.module, weights, prepared, dtype)
+        reloaded = _check_reload(draft, auto, weights, dtype)
+        if offset is not None:
+            reward.write_offset(draft, offset)
         if adapter is not None:
             adapter.check_merged(draft, reloaded)
             adapter.write(folder / f"{draft.name}-adapter", lineage)
         write_card(draft, config, prepared.info, lineage, rows)
-        digest = manifest.seal(draft, "model", lineage.model_dump(mode="json", by_alias=True))
+        digest = manifest.seal(draft, kind, lineage.model_dump(mode="json", by_alias=True))
         fence.check()
         if adapter is not None:
             manifest.publish(folder / f"{draft.name}-adapter", folder / "adapter")
@@ -88,17 +95,25 @@ def publish_result(
 
 
 def _write_model(
-    folder: Path, module: PreTrainedModel, weights: dict[str, torch.Tensor], prepared: PreparedData, dtype: torch.dtype
+    folder: Path,
+    auto: Any,
+    module: PreTrainedModel,
+    weights: dict[str, torch.Tensor],
+    prepared: PreparedData,
+    dtype: torch.dtype,
 ) -> None:
     shutil.copytree(prepared.tokenizer_folder, folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(module.config, dtype=dtype)
+        model = auto.from_config(module.config, dtype=dtype)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     model.config.use_cache = True
-    kept = {key: value for key, value in module.generation_config.to_dict().items() if not key.startswith("_")}
-    model.generation_config = GenerationConfig.from_dict(kept)
-    for setting in (model.config, model.generation_config):
+    settings = [model.config]
+    if module.can_generate():
+        kept = {key: value for key, value in module.generation_config.to_dict().items() if not key.startswith("_")}
+        model.generation_config = GenerationConfig.from_dict(kept)
+        settings.append(model.generation_config)
+    for setting in settings:
         setting.eos_token_id = _end_id(prepared)
         setting.pad_token_id = prepared.info.padding_id
     model.save_pretrained(folder)
@@ -112,9 +127,9 @@ def _end_id(prepared: PreparedData) -> int:
     return info.document_separator_id if info.type is StageType.PRETRAIN else info.end_of_turn_id
 
 
-def _check_reload(folder: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
+def _check_reload(folder: Path, auto: Any, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
     """Load what was written as anybody would, and compare every tensor with the engine's, bit for bit."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, local_files_only=True)
     reloaded = model.state_dict()
     for name, tensor in weights.items():
         if name not in reloaded or not torch.equal(reloaded[name], tensor):

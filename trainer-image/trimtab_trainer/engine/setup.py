@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.engine.batches import MicroBatch
+from trimtab_trainer.engine.networks import Network
 from trimtab_trainer.settings import Optimizer, Precision, Recipe
 
 
@@ -64,22 +66,22 @@ def build_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.o
 class Engine:
     """DeepSpeed's engine behind the five verbs that the loop uses."""
 
-    def __init__(self, model: PreTrainedModel, config: TrainConfig) -> None:
+    def __init__(self, network: Network, config: TrainConfig) -> None:
         self._recipe = config.recipe
-        optimizer = build_optimizer(parameter_groups(model, config.recipe.weight_decay), config.recipe)
+        optimizer = build_optimizer(parameter_groups(network, config.recipe.weight_decay), config.recipe)
         self._unsharded_norm: torch.Tensor | None = None
         settings = engine_config(config)
         if settings["zero_optimization"]["stage"] == 0:
             # there DeepSpeed clips but does not tell the norm; the gradients are all-reduced when this hook runs
             optimizer.register_step_pre_hook(self._clip)
-        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-        self.module: PreTrainedModel = self.deepspeed.module
+        self.deepspeed, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
+        self.module: PreTrainedModel = network.model
         self.device: torch.device = self.deepspeed.device
 
-    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """Forward pass without an attention mask; [R, T, V]."""
-        output: torch.Tensor = self.deepspeed(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-        return output
+    def outputs(self, batch: MicroBatch) -> torch.Tensor:
+        """Forward pass: what the network answers."""
+        outputs: torch.Tensor = self.deepspeed(batch.input_ids, batch.position_ids)
+        return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of this process's part of the step."""

@@ -21,7 +21,7 @@ from trimtab_trainer.engine.isolation import check_isolation
 from trimtab_trainer.engine.loop import Loop, StepResult
 from trimtab_trainer.engine.lora import adapter_off
 from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, load_reference, peak_flops
-from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise
+from trimtab_trainer.engine.objectives import BestScores, NextToken, Objective, Pairwise, Ranked
 from trimtab_trainer.engine.result import publish_result
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import BadConfiguration, Preempted
@@ -57,16 +57,17 @@ class Trainer:
         self._checkpoints = Checkpoints(self._folder, self._fence)
         self._prepared = PreparedData.open(local_path(config.prepared.uri), config.prepared.digest)
         self._total_steps = self._prepared.info.total_steps
-        model = load_model(config, self._prepared, verify=group.is_first_of_pod)
+        network = load_model(config, self._prepared, verify=group.is_first_of_pod)
         group.barrier()
-        self._flops_per_token = flops_per_token(model, self._prepared.info.max_length)
-        self._engine = Engine(model, config)
+        self._flops_per_token = flops_per_token(network.model, self._prepared.info.max_length)
+        self._engine = Engine(network, config)
         peak = peak_flops(self._engine.device, DTYPES[config.precision])
         self._peak_flops = peak * group.size if peak else None
         check_isolation(self._engine, self._prepared, config.stage)
         checkpoint.seed_all(config.recipe.seed, group.rank)
         self._objective = build_objective(config, group, self._engine)
         self._loop = Loop(self._engine, group, self._prepared, config, self._objective, told_to_stop)
+        self._told_to_stop = told_to_stop
         self._tokens = 0
         self._log: MetricsLog | None = None
         self._shown: dict[str, float] = {}
@@ -87,13 +88,28 @@ class Trainer:
         rows = read_rows(self._folder / METRICS_FILE) if self._group.is_first else []
         metrics = _final_metrics(rows, self._objective.metrics)
         digest = publish_result(
-            self._engine, self._group, self._config, self._prepared, self._fence, rows, metrics, self._tokens
+            self._engine,
+            self._group,
+            self._config,
+            self._prepared,
+            self._fence,
+            rows,
+            metrics,
+            self._tokens,
+            self._offset(),
         )
         if digest is None:
             return None
         return TrainReport(
             digest=digest, step=self._total_steps, total_steps=self._total_steps, tokens=self._tokens, metrics=metrics
         )
+
+    def _offset(self) -> float | None:
+        """Of a reward model: the mean score of the best answers of the data."""
+        if self._config.type is not StageType.REWARD:
+            return None
+        scores = Loop(self._engine, self._group, self._prepared, self._config, BestScores(), self._told_to_stop)
+        return scores.validate(0, self._beat)["loss"]
 
     def _begin(self) -> int:
         """Restore the checkpoint that the supervisor verified, if any; returns the number of steps done."""
@@ -232,6 +248,8 @@ def build_objective(config: TrainConfig, group: Group, engine: Engine) -> Object
     Raises:
         BadConfiguration: the stage's JSON names no reference.
     """
+    if config.type is StageType.REWARD:
+        return Ranked()
     if config.type is not StageType.DPO:
         return NextToken()
     if config.reference is None or config.preference is None:
@@ -240,13 +258,13 @@ def build_objective(config: TrainConfig, group: Group, engine: Engine) -> Object
 
         def frozen(batch: MicroBatch) -> torch.Tensor:
             with adapter_off(engine.module):
-                return engine.logits(batch.input_ids, batch.position_ids)
+                return engine.outputs(batch)
 
         return Pairwise(frozen, config.preference)
     model = load_reference(config.reference, config.precision, group.device, verify=group.is_first_of_pod)
 
     def forward(batch: MicroBatch) -> torch.Tensor:
-        logits: torch.Tensor = model(batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+        logits: torch.Tensor = model(batch.input_ids, batch.position_ids)
         return logits
 
     return Pairwise(forward, config.preference)

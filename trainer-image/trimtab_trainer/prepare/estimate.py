@@ -31,7 +31,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab_trainer.config import PrepareStage, StageType
+from trimtab_trainer.config import COMPARING, PrepareStage, StageType
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.lora_targets import choose_targets, linear_sizes
 from trimtab_trainer.settings import Contract, Optimizer, Precision
@@ -116,10 +116,12 @@ def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:
     trained = adapter or shape.parameters
     fixed = trained * (states / parts[0] + 4 / parts[1]) + (shape.parameters + adapter) * width / parts[2]
     has_reference = stage.type is StageType.DPO
-    batch = recipe.micro_batch_size * stage.max_length * (2 if has_reference else 1)
+    batch = recipe.micro_batch_size * stage.max_length * (2 if stage.type in COMPARING else 1)
     layer = 8 * shape.hidden + 2 * shape.key_value + 4 * shape.feed_forward
     kept = shape.layers * shape.hidden + layer if recipe.gradient_checkpointing else shape.layers * layer
-    memory = fixed + batch * width * kept + batch * shape.vocabulary * (width + 8)
+    memory = fixed + batch * width * kept
+    if stage.type is not StageType.REWARD:
+        memory += batch * shape.vocabulary * (width + 8)
     if has_reference:
         memory += (0 if adapter else shape.parameters * width) + batch * shape.vocabulary * (width + 4)
     forward = 2 * (shape.parameters + shape.layers * shape.hidden * stage.max_length)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trimtab_trainer.config import PrepareStage, StageType
+from trimtab_trainer.config import COMPARING, PrepareStage, StageType
 from trimtab_trainer.data.mixture import Stream, epoch_generator, hold_out, quotas, replay, replay_targets, sample
-from trimtab_trainer.data.pack import document_rows, pair_rows, record_rows, shuffle_rows
+from trimtab_trainer.data.pack import document_rows, ranking_rows, record_rows, shuffle_rows
 from trimtab_trainer.data.store import (
     VALIDATION,
     Int64,
@@ -129,14 +129,13 @@ def plan_rows(stage: PrepareStage, store: TokenStore, tokenized: Tokenized, fold
     """Write the plan of each epoch that the steps reach, and of the held-out rows."""
     training, held = split(stage, tokenized)
     recipe = stage.recipe
-    lengths = store.lengths()
     mixture = Mixture(stage, training, store.loss_counts())
     epoch_rows: list[int] = []
     records = tokens = replayed = all_tokens = steps = 0
     for epoch in range(recipe.epochs):
         texts, its_replayed = mixture.next_epoch(epoch)
         plan = shuffle_rows(
-            _rows(stage, texts, lengths),
+            _rows(stage, texts, store),
             epoch_generator(recipe.seed, epoch),
             keep_last=stage.type is StageType.PRETRAIN,
         )
@@ -151,14 +150,15 @@ def plan_rows(stage: PrepareStage, store: TokenStore, tokenized: Tokenized, fold
         if steps == recipe.max_steps:
             break
     for name, its_records in held.items():
-        write_plan(folder, name, _rows(stage, its_records, lengths), store)
+        write_plan(folder, name, _rows(stage, its_records, store), store)
     validation_records = len(held.pop(VALIDATION, ()))
     tasks = {task_of(name): len(its_records) for name, its_records in held.items()}
     return Planned(records, tokens, replayed, all_tokens, validation_records, tasks, epoch_rows, steps)
 
 
-def _rows(stage: PrepareStage, records: Int64, lengths: Int64) -> RowPlan:
-    if stage.type is StageType.DPO:
-        return pair_rows(records, lengths, stage.max_length, stage.packing)
+def _rows(stage: PrepareStage, records: Int64, store: TokenStore) -> RowPlan:
+    lengths = store.lengths()
+    if stage.type in COMPARING:
+        return ranking_rows(records, store.answers()[records], lengths, stage.max_length, stage.packing)
     build = document_rows if stage.type is StageType.PRETRAIN else record_rows
     return build(records, lengths[records], stage.max_length, stage.packing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from trimtab_trainer.settings import OnTooLong
 class Tokenized:
     """The records of each data set, in the order of `sets`, and what happened on the way.
 
-    A record is its first text's id, int64; a pair's second text and further wordings have the next ones.
+    A record is its first text's id, int64; a ranking's further answers and further wordings have the next ones.
     """
 
     by_set: list[Int64]
@@ -56,7 +56,7 @@ def tokenize(
                 writer.add_file(file.name)
         results = encode_all(encoder, read_all(sets, stage, recognised), sum(data.size for data in sets))
         for place, texts, cut in _usable(results, stage, rejects):
-            first, *_ = [writer.append(text.ids, text.loss_mask, place.file, place.line) for text in texts]
+            first, *_ = [writer.append(text.ids, text.loss_mask, place.file, place.line, text.label) for text in texts]
             by_set[place.source].append(first)
             examples[place.source].append((place.file, place.line) in recognised.examples)
             truncated += cut
@@ -87,7 +87,8 @@ def _usable(
                 rejects.drop(place, InvalidRecord(cause, "raise maxLength"))
                 continue
             result = tuple(
-                Encoded(text.ids[: stage.max_length], text.loss_mask[: stage.max_length].copy()) for text in result
+                replace(text, ids=text.ids[: stage.max_length], loss_mask=text.loss_mask[: stage.max_length].copy())
+                for text in result
             )
         if all(text.loss_mask[1:].any() for text in result):
             yield place, result, cut
