@@ -14,7 +14,7 @@ from pathlib import Path
 from trimtab_trainer import manifest
 from trimtab_trainer.config import CheckpointReport, Digest, StageType, TrainConfig
 from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing
-from trimtab_trainer.settings import Contract, Lora, Precision, Preference, Recipe, ZeroStage
+from trimtab_trainer.settings import Contract, Lora, Ppo, Precision, Preference, Recipe, ZeroStage
 from trimtab_trainer.supervisor.fence import Fence
 
 _log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class Identity(Contract):
     recipe: Recipe
     lora: Lora | None = None
     preference: Preference | None = None
+    reward: Digest | None = None
+    ppo: Ppo | None = None
     precision: Precision
     zero_stage: ZeroStage
 
@@ -47,6 +49,8 @@ class TrainerState(Contract):
     row: int
     """Rows done of this epoch's global order."""
     tokens: int
+    kl_coefficient: float | None = None
+    """Of `ppo`, after this step."""
     world_size: int
     threads: int
     attempt: int
@@ -60,6 +64,8 @@ def identity(config: TrainConfig) -> Identity:
         model=config.model.digest if config.model else None,
         reference=config.reference.digest if config.reference else None,
         preference=config.preference,
+        reward=config.reward.digest if config.reward else None,
+        ppo=config.ppo,
         recipe=config.recipe,
         lora=config.lora,
         precision=config.precision,

@@ -24,9 +24,11 @@ from trimtab_trainer.settings import (
     Loss,
     MaxDropped,
     MaxLength,
+    MaxNewTokens,
     OnInvalid,
     OnTooLong,
     Packing,
+    Ppo,
     Precision,
     Preference,
     Recipe,
@@ -77,6 +79,7 @@ class StageType(StrEnum):
     SFT = "sft"
     DPO = "dpo"
     REWARD = "reward"
+    PPO = "ppo"
 
 
 COMPARING = frozenset({StageType.REWARD, StageType.DPO})
@@ -162,6 +165,10 @@ class PrepareStage(Contract):
     max_dropped: MaxDropped = 0
     recipe: Recipe = Recipe()
     lora: Lora | None = None
+    reward_stage: str | None = None
+    """Of `ppo`: the stage of its reward model, which must have the same tokenizer."""
+    max_new_tokens: MaxNewTokens = 0
+    """Of `ppo`: tokens of `maxLength` that are kept for the answer."""
     precision: Precision = Precision.BF16
     zero_stage: ZeroStage = 0
     world_size: int = 1
@@ -197,12 +204,16 @@ class TrainConfig(Contract):
     model: Artifact | None = None
     """Starting weights; absent: random weights from the prepared folder's `model_config.json`."""
     reference: Artifact | None = None
-    """What `dpo` holds the model to: the stage's starting weights."""
+    """What `dpo` and `ppo` hold the model to: the stage's starting weights."""
     recipe: Recipe = Recipe()
     lora: Lora | None = None
     """Train an adapter on frozen weights; absent: all weights."""
     preference: Preference | None = None
     """Of `dpo`; absent in other stages."""
+    reward: Artifact | None = None
+    """Of `ppo`: the reward model, from which the critic starts too."""
+    ppo: Ppo | None = None
+    """Of `ppo`; absent in other stages."""
     checkpoint: Checkpoint = Checkpoint()
     validation_every_steps: ValidationEverySteps | None = None
     precision: Precision = Precision.BF16

@@ -79,6 +79,23 @@ _REWARD_WHOLE = (
     "self.stages.all(s, !has(s.reward) || !has(s.lora))",
     "a reward stage trains all weights; remove lora",
 )
+_PPO_STARTS = (
+    "self.stages.all(s, !has(s.ppo) || has(s.from) || has(self.model.uri))",
+    "a ppo stage starts from a model, which is its reference too; give from, or model.uri",
+)
+_PPO_REWARD = (
+    "self.stages.all(s, !has(s.ppo) || self.stages.exists(e, has(e.reward) && e.name == s.ppo.rewardFrom))",
+    "ppo.rewardFrom must name a stage of type reward of this job",
+)
+_PPO_REWARD_EARLIER = (
+    "self.stages.all(s, !has(s.ppo) || self.stages.filter(e, e.name == s.name"
+    " || e.name == s.ppo.rewardFrom)[0].name == s.ppo.rewardFrom)",
+    "ppo.rewardFrom must name an earlier stage of the list",
+)
+_PPO_WHOLE = (
+    "self.stages.all(s, !has(s.ppo) || !has(s.lora))",
+    "a ppo stage trains all weights; remove lora",
+)
 _SAME_STAGES = (
     "self.stages.map(s, s.name) == oldSelf.stages.map(s, s.name)",
     "the stages of a job are fixed; create a new job for a new experiment",
@@ -167,6 +184,10 @@ class FineTuneJobSpec(ApiModel):
             _REWARD_ENDS,
             _REWARD_NOT_SERVED,
             _REWARD_WHOLE,
+            _PPO_STARTS,
+            _PPO_REWARD,
+            _PPO_REWARD_EARLIER,
+            _PPO_WHOLE,
             _LORA_STARTS,
             _SAME_STAGES,
             _SHAPE_WHILE_SUSPENDED,

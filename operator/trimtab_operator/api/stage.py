@@ -7,17 +7,24 @@ from typing import Annotated
 from pydantic import Field
 
 from trimtab_operator.api.base import ApiModel, StageName, rules
-from trimtab_operator.api.data import DataSources, MixtureSources, TaskValidation, Validation
+from trimtab_operator.api.data import DataSource, DataSources, MixtureSources, TaskValidation, Validation
 from trimtab_operator.api.pod import PodShape
 from trimtab_trainer.settings import (
     Beta,
     ClipNorm,
+    ClipRange,
+    Discount,
     Epochs,
     Epsilon,
     EverySteps,
+    GaeLambda,
     GlobalBatchSize,
     GradientCheckpointing,
     Keep,
+    KlCoefficient,
+    KlHorizon,
+    KlMaximum,
+    KlTarget,
     LabelSmoothing,
     LearningRate,
     LoraAlpha,
@@ -27,24 +34,30 @@ from trimtab_trainer.settings import (
     Loss,
     MaxDropped,
     MaxLength,
+    MaxNewTokens,
     MaxSteps,
     MicroBatchSize,
+    Minibatches,
     MinimumLearningRate,
+    MissingEndReward,
     OnInvalid,
     OnTooLong,
     Optimizer,
     Packing,
+    Passes,
     Precision,
     PreferenceBeta,
     PreferenceLoss,
     Schedule,
     Seed,
+    Temperature,
+    ValueClipRange,
     WarmupRatio,
     WeightDecay,
     ZeroStage,
 )
 
-STAGE_TYPES = ("pretrain", "sft", "dpo", "reward")
+STAGE_TYPES = ("pretrain", "sft", "dpo", "reward", "ppo")
 
 
 class Train(ApiModel):
@@ -189,7 +202,55 @@ class Reward(ApiModel):
     )
 
 
-Task = Pretrain | Sft | Dpo | Reward
+class KlPenalty(ApiModel):
+    """What holds the policy to its starting weights."""
+
+    coefficient: KlCoefficient | None = None
+    target: KlTarget | None = None
+    horizon: KlHorizon | None = None
+    maximum: KlMaximum | None = None
+
+
+class PpoRollout(ApiModel):
+    """How answers are sampled."""
+
+    max_new_tokens: MaxNewTokens | None = None
+    temperature: Temperature | None = None
+    missing_end_reward: MissingEndReward | None = None
+
+
+class Critic(ApiModel):
+    """The model of the value; it starts from the reward model."""
+
+    learning_rate: LearningRate | None = None
+
+
+class Ppo(ApiModel):
+    """Proximal policy optimisation: the model answers prompts, and learns from the reward model's scores."""
+
+    reward_from: StageName = Field(description="Earlier stage of type reward, whose model scores the answers.")
+    prompts: DataSources = Field(description="Prompts, or conversations, whose last answer is left off.")
+    validation: Validation | None = Field(default=None, description="Held-out prompts.")
+    kl: KlPenalty | None = Field(default=None, description="What holds the policy to its starting weights.")
+    rollout: PpoRollout | None = Field(default=None, description="How answers are sampled.")
+    critic: Critic | None = Field(default=None, description="The model of the value.")
+    minibatches: Minibatches | None = None
+    passes: Passes | None = None
+    clip_range: ClipRange | None = None
+    value_clip_range: ValueClipRange | None = None
+    discount: Discount | None = None
+    gae_lambda: GaeLambda | None = None
+    max_length: MaxLength | None = None
+    on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
+    max_dropped: MaxDropped | None = None
+
+    @property
+    def data(self) -> list[DataSource]:
+        """The prompts, as other tasks name their data."""
+        return self.prompts
+
+
+Task = Pretrain | Sft | Dpo | Reward | Ppo
 
 STAGE_RULES = (
     (
@@ -210,8 +271,9 @@ class Stage(StageDefaults):
     sft: Sft | None = Field(default=None, description="Supervised fine-tuning on conversations.")
     dpo: Dpo | None = Field(default=None, description="Direct preference optimisation on pairs of answers.")
     reward: Reward | None = Field(default=None, description="A reward model from compared answers.")
+    ppo: Ppo | None = Field(default=None, description="Proximal policy optimisation against a reward model.")
 
     @property
     def task(self) -> Task | None:
         """What the stage does; None where no stage type is set."""
-        return self.pretrain or self.sft or self.dpo or self.reward
+        return self.pretrain or self.sft or self.dpo or self.reward or self.ppo

@@ -7,7 +7,7 @@ from typing import Any
 
 from trimtab_operator.api.finetunejob import FineTuneJob, Rollout
 from trimtab_operator.api.pod import PodShape
-from trimtab_operator.api.stage import Dpo
+from trimtab_operator.api.stage import Dpo, Ppo
 from trimtab_operator.api.status import ArtifactStatus, Images, StageStatus
 from trimtab_operator.core import podtemplate
 from trimtab_operator.core.kube import CONFIGMAP, JOB, MODELENDPOINT, SERVICE, Kind, Object
@@ -82,13 +82,14 @@ def train_objects(
     stage: Effective,
     status: StageStatus,
     model: ArtifactStatus | None,
+    reward: ArtifactStatus | None,
     images: Images,
     settings: Settings,
 ) -> list[Object]:
     """ConfigMap, headless Service and Indexed Job of one attempt of a stage. `model`: its starting weights."""
     attempt = status.attempt
     image = stage.stage.image or images.trainer
-    config = train_config(obj, job, stage, status, model, image, settings)
+    config = train_config(obj, job, stage, status, model, reward, image, settings)
     labels = _labels(obj, stage.name, attempt)
     root = podtemplate.claim_of(job.spec.artifacts.uri) or ""
     claims = {root: False} | dict.fromkeys(_claims(model) - {root}, True)
@@ -123,6 +124,7 @@ def train_config(
     stage: Effective,
     status: StageStatus,
     model: ArtifactStatus | None,
+    reward: ArtifactStatus | None,
     image: str,
     settings: Settings,
 ) -> TrainConfig:
@@ -141,7 +143,9 @@ def train_config(
         folder=stage_folder(obj, job, stage.name),
         prepared=Artifact(uri=f"{root}/prepared/{digest.removeprefix('sha256:')}", digest=digest),
         model=start,
-        reference=start if isinstance(stage.task, Dpo) else None,
+        reference=start if isinstance(stage.task, Dpo | Ppo) else None,
+        reward=Artifact(uri=reward.uri, digest=reward.digest) if reward else None,
+        ppo=stage.ppo,
         recipe=stage.recipe,
         lora=stage.lora,
         preference=_preference(stage.task) if isinstance(stage.task, Dpo) else None,

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab_operator.api import stage as api
 from trimtab_operator.api.finetunejob import FineTuneJobSpec
 from trimtab_operator.api.stage import STAGE_TYPES, Stage, Task
 from trimtab_operator.core.quantity import number
 from trimtab_trainer.config import StageType
-from trimtab_trainer.settings import Checkpoint, Lora, Precision, Recipe
+from trimtab_trainer.settings import Checkpoint, Lora, Ppo, Precision, Recipe
 
 DEFAULT_RETRIES = 3
 _ACCELERATORS = ("nvidia.com/", "amd.com/", "gpu.intel.com/", "habana.ai/")
@@ -31,6 +32,7 @@ class Effective:
     retries: int
     recipe: Recipe
     lora: Lora | None
+    ppo: Ppo | None
     checkpoint: Checkpoint
     precision: Precision
     zero_stage: int
@@ -44,6 +46,11 @@ class Effective:
         """OMP_NUM_THREADS of each process: its share of the CPU limit; `fallback` where there is no limit."""
         limit = ((self.stage.resources and self.stage.resources.limits) or {}).get("cpu")
         return max(1, math.floor(number(limit) / self.processes)) if limit else fallback
+
+
+def _ppo(task: api.Ppo) -> Ppo:
+    given = task.model_dump(exclude_none=True)
+    return Ppo.model_validate({name: given[name] for name in Ppo.model_fields if name in given})
 
 
 def deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +93,7 @@ def _effective(stage: Stage) -> Effective:
         processes=stage.processes_per_node or accelerators(stage) or 1,
         retries=DEFAULT_RETRIES if stage.retries is None else stage.retries,
         recipe=Recipe.model_validate(stage.train.model_dump(exclude_none=True) if stage.train else {}),
+        ppo=_ppo(stage.ppo) if stage.ppo else None,
         lora=Lora.model_validate(stage.lora.model_dump(exclude_none=True)) if stage.lora else None,
         checkpoint=Checkpoint.model_validate(
             stage.checkpoint.model_dump(exclude_none=True) if stage.checkpoint else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab_operator.api import data as api
 from trimtab_operator.api.base import SecretReference
 from trimtab_operator.api.finetunejob import FineTuneJob
-from trimtab_operator.api.stage import Dpo, Pretrain, Reward, Sft, Task
+from trimtab_operator.api.stage import Dpo, Ppo, Pretrain, Reward, Sft, Task
 from trimtab_operator.api.status import ArtifactStatus
 from trimtab_operator.core.podtemplate import SECRETS_PATH
 from trimtab_operator.finetunejob.merge import Effective, accelerators
@@ -56,8 +56,11 @@ def _stage(stage: Effective) -> PrepareStage:
     given = task.model_dump(
         exclude_none=True, include={"max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
     )
+    sampled = stage.ppo.rollout.max_new_tokens if stage.ppo else 0
     return PrepareStage(
         name=stage.name,
+        reward_stage=task.reward_from if isinstance(task, Ppo) else None,
+        max_new_tokens=sampled,
         type=stage.type,
         from_stage=stage.stage.from_,
         data=[_source(source) for source in task.data],
@@ -80,7 +83,7 @@ def _loss(task: Task) -> Loss:
             return loss or Loss.ASSISTANT
         case Dpo() | Reward():
             return Loss.COMPLETION
-        case Pretrain():
+        case Pretrain() | Ppo():
             return Loss.ALL
 
 

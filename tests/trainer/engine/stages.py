@@ -128,6 +128,8 @@ def _labels(stage_type: StageType, rng: np.random.Generator) -> list[Label]:
     """Of the segments of one row."""
     if stage_type is StageType.DPO:
         return [Label(i % 2, i % 2) for i in range(2 * int(rng.integers(1, 3)))]
+    if stage_type is StageType.PPO:
+        return [NO_LABEL]
     if stage_type is not StageType.REWARD:
         return [NO_LABEL] * int(rng.integers(1, 4))
     labels = []

@@ -21,7 +21,7 @@ def token_loss_sum(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: tor
     Returns:
         fp32 scalar; 0, with a gradient of zeros, where no token bears loss.
     """
-    return cross_entropy(*_targets(logits, input_ids, loss_mask), reduction="sum")
+    return cross_entropy(*targets(logits, input_ids, loss_mask), reduction="sum")
 
 
 def segment_log_probs(
@@ -38,13 +38,13 @@ def segment_log_probs(
     Returns:
         fp32 [S]; where S = 0 it still has a gradient, of zeros.
     """
-    log_probs = -cross_entropy(*_targets(logits, input_ids, loss_mask), reduction="none")
+    log_probs = -cross_entropy(*targets(logits, input_ids, loss_mask), reduction="none")
     # Not index_add: on a GPU its order of summation, and with it the last bits, differ from run to run.
     sums = [part.sum() for part in log_probs.split(list(loss_tokens))]
     return torch.stack(sums) if sums else log_probs
 
 
-def _targets(
+def targets(
     logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Predictions, fp32 [N, V], and tokens, int64 [N], of the N loss-bearing tokens."""

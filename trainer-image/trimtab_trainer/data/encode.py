@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -93,6 +94,8 @@ class EncoderSettings:
     loss: Loss
     separator: int
     """Id of the token that ends running text."""
+    prompts: bool = False
+    """Conversations are cut before their last answer, for the model to give one."""
     longest: int | None = None
     """Most tokens of a text, where conversations are learnt from; None: running text only, whole."""
 
@@ -117,7 +120,8 @@ def build_encoder(settings: EncoderSettings) -> Encoder:
     if settings.longest is None:
         return documents
     template = ChatTemplate(tokenizer, settings.name)
-    chats = _ChatEncoder(backend(), template, settings.loss, tokenizer.bos_token_id, settings.longest)
+    render = template.render_prompt if settings.prompts else partial(template.render, loss=settings.loss)
+    chats = _ChatEncoder(backend(), template.name, render, tokenizer.bos_token_id, settings.longest)
     return _EitherEncoder(documents, chats)
 
 
@@ -162,8 +166,15 @@ class _DocumentEncoder:
 class _ChatEncoder:
     """Each conversation of a record is rendered whole and tokenized once; the mask follows from character offsets."""
 
-    def __init__(self, backend: Tokenizer, template: ChatTemplate, loss: Loss, start: int | None, longest: int) -> None:
-        self._backend, self._template, self._loss, self._start = backend, template, loss, start
+    def __init__(
+        self,
+        backend: Tokenizer,
+        name: str,
+        render: Callable[[Conversation], Rendered],
+        start: int | None,
+        longest: int,
+    ) -> None:
+        self._backend, self._name, self._render_one, self._start = backend, name, render, start
         self._longest = longest
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
@@ -182,7 +193,7 @@ class _ChatEncoder:
         """Tokens and mask, with as many of the few-shot examples as `longest` has room for."""
         while len(encoding.ids) > self._longest and conversation.examples:
             conversation = conversation.with_fewer_examples()
-            rendered = self._template.render(conversation, self._loss)
+            rendered = self._render_one(conversation)
             encoding = self._backend.encode(rendered.text, add_special_tokens=False)
         return self._finish(rendered, label, encoding)
 
@@ -193,7 +204,7 @@ class _ChatEncoder:
             return item
         try:
             conversations = conversations_of(item)
-            rendered = [self._template.render(each, self._loss) for each in conversations]
+            rendered = [self._render_one(each) for each in conversations]
             return list(zip(conversations, rendered, labels_of(item), strict=True))
         except InvalidRecord as error:
             return error
@@ -203,9 +214,7 @@ class _ChatEncoder:
     def _finish(self, rendered: Rendered, label: Label, encoding: Encoding) -> Encoded:
         ids = np.array(encoding.ids, dtype=np.int32)
         if self._start is not None and ids[:2].tolist() == [self._start, self._start]:
-            raise BadConfiguration(
-                f"the chat template of {self._template.name} writes the start token twice; write it once"
-            )
+            raise BadConfiguration(f"the chat template of {self._name} writes the start token twice; write it once")
         first, last = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
         starts, ends = np.array(rendered.spans, dtype=np.int64).T
         # A token that begins before a span is one that the generation prompt would not have ended with: no target.

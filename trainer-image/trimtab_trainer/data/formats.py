@@ -8,6 +8,7 @@
 | Alpaca | `instruction`, `output`, perhaps `input` | conversation: instruction, blank line, input; output |
 | FLAN CoT | `input`, `target`, `rationale` | conversation: input; rationale, new line, "The answer is " target |
 | text | `text` | document |
+| prompts | `prompt`: text or messages | prompt |
 | preferences | `chosen`, `rejected`, perhaps `prompt`: text or messages; perhaps `margin`, `probability` | pair |
 | OpenAI preferences | `input`, `preferred_output`, `non_preferred_output` | pair |
 | rankings | `prompt`, `completions`, `ranks` | ranking |
@@ -33,7 +34,7 @@ from trimtab_trainer.errors import BadData
 RECOGNITION_ROWS = 100
 """Rows that are looked at before a file counts as not recognised."""
 
-Kind = Literal["conversation", "document", "pair", "ranking", "label"]
+Kind = Literal["conversation", "document", "pair", "ranking", "label", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ _WANTED: dict[StageType, tuple[tuple[Kind, ...], str]] = {
     StageType.PRETRAIN: (("document",), "running text: give .txt files or a 'text' field"),
     StageType.SFT: (("conversation",), "answers: give messages, or prompt and completion"),
     StageType.DPO: (("pair",), "pairs of answers: give prompt, chosen and rejected"),
+    StageType.PPO: (("prompt", "conversation"), "prompts: give prompt, or messages"),
     StageType.REWARD: (
         ("pair", "ranking"),
         "compared answers: give prompt, chosen and rejected, or prompt, completions and ranks",
@@ -141,6 +143,13 @@ def _turn(user: str, assistant: str) -> Conversation:
     return Conversation([Message("user", user), Message("assistant", assistant)])
 
 
+def _prompt(row: Row) -> Record:
+    prompt = value_of(row, "prompt")
+    if isinstance(prompt, list):
+        return Conversation(messages_of(prompt, "prompt"))
+    return Conversation([Message("user", filled(row, "prompt"))])
+
+
 def _never(row: Row) -> Record:
     raise AssertionError("labels are refused before they are converted")
 
@@ -162,5 +171,6 @@ FORMATS = (
     _format("Alpaca", "conversation", _alpaca, "instruction", "output"),
     _format("FLAN CoT", "conversation", _flan, "input", "target", "rationale"),
     _format("text", "document", _document, "text"),
+    _format("prompts", "prompt", _prompt, "prompt"),
 )
 """In the order in which they are tried."""

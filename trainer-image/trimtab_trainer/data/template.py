@@ -68,6 +68,21 @@ class ChatTemplate:
             raise InvalidRecord(f"no turn bears loss ({loss})", "add an assistant turn that is not marked train: false")
         return Rendered(text, spans)
 
+    def render_prompt(self, conversation: Conversation) -> Rendered:
+        """Render a conversation up to where the model answers; an answer at its end is left off.
+
+        Raises:
+            InvalidRecord: no turn is left to answer, or text holds a control token.
+            BadConfiguration: the template fails.
+        """
+        messages = conversation.messages
+        self._refuse_control_tokens(messages)
+        turns = len(messages) - (messages[-1].role == "assistant")
+        if turns == 0:
+            raise InvalidRecord("no turn to answer", "add a user's turn, or remove the record")
+        text = self._apply(conversation, turns, True)
+        return Rendered(text, [(0, len(text))])
+
     def _span(self, conversation: Conversation, index: int, text: str) -> Span:
         answer = conversation.messages[index].role == "assistant"
         start = self._apply(conversation, index, answer) if index or answer else ""

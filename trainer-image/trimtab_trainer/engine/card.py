@@ -12,13 +12,14 @@ from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, key_of
 
 _PLOT = "loss.png"
+_UNITS = {StageType.DPO: "pair", StageType.REWARD: "prompt", StageType.PPO: "action"}
 
 
 def write_card(
     folder: Path, config: TrainConfig, info: PreparedInfo, lineage: Lineage, rows: list[dict[str, Any]]
 ) -> None:
     """Write `README.md` and the plot beside it."""
-    unit = {StageType.DPO: "pair", StageType.REWARD: "prompt"}.get(config.type, "loss-bearing token")
+    unit = _UNITS.get(config.type, "loss-bearing token")
     _plot(folder / _PLOT, rows, unit)
     metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
     settings = config.recipe.model_dump(mode="json", by_alias=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,8 @@ from trimtab_trainer.errors import StageError, StorageError
 from trimtab_trainer.failures import is_storage_error, to_stage_error
 
 
-def save(engine: Engine, group: Group, checkpoints: Checkpoints, state: TrainerState, keep: int) -> None:
-    """Write a checkpoint, whole or not at all; collective.
+def save(engines: Mapping[str, Engine], group: Group, checkpoints: Checkpoints, state: TrainerState, keep: int) -> None:
+    """Write a checkpoint of all engines, by name, whole or not at all; collective.
 
     Raises:
         StorageError: the volume took not all of it; the checkpoints before are as they were.
@@ -31,7 +32,8 @@ def save(engine: Engine, group: Group, checkpoints: Checkpoints, state: TrainerS
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
         group.barrier()
-        engine.save(str(draft))
+        for name, engine in engines.items():
+            engine.save(str(draft), name)
         torch.save(_rng_state(group.device), _rng_file(draft, group.rank))
         group.barrier()
         if group.is_first:
@@ -53,9 +55,10 @@ def seed_all(seed: int, rank: int) -> None:
     torch.manual_seed(own)
 
 
-def restore(engine: Engine, group: Group, folder: Path) -> None:
+def restore(engines: Mapping[str, Engine], group: Group, folder: Path) -> None:
     """Read weights, optimiser and RNG states back; collective. The folder's digests have been verified."""
-    engine.load(str(folder))
+    for name, engine in engines.items():
+        engine.load(str(folder), name)
     _set_rng_state(torch.load(_rng_file(folder, group.rank), weights_only=True), group.device)
 
 

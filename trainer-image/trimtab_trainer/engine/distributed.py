@@ -47,6 +47,12 @@ class Group:
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def max(self, value: float) -> float:
+        """Largest value of all processes, in fp64."""
+        largest = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return float(largest)
+
     def broadcast(self, value: int) -> int:
         """Rank 0's value."""
         shared = torch.tensor(value, dtype=torch.int64, device=self.device)

@@ -57,6 +57,16 @@ class Loop:
         self._objective = objective
         self._told_to_stop = told_to_stop
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the objective's means."""
+        return self._objective.metrics
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """What a checkpoint holds, by name."""
+        return {"deepspeed": self._engine}
+
     def step(self, step: Step) -> StepResult:
         """One optimiser step: the gradient of the mean loss over all its units.
 

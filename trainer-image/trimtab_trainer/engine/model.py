@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import COMPARING, Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine.lora import add_adapter
 from trimtab_trainer.engine.networks import LanguageModel, Network, Scorer
-from trimtab_trainer.engine.reward import add_head
+from trimtab_trainer.engine.reward import add_head, read_offset
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import Precision
 from trimtab_trainer.volumes import local_path
@@ -28,7 +28,7 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
     """The stage's starting weights in the stage's precision, on the CPU.
 
     Dropout is as the model's configuration says; off where answers are compared: in `dpo` it would be noise in each
-    comparison with the reference, in `reward` in each comparison of two answers.
+    comparison with the reference, in `reward` in each comparison of two answers, in `ppo` in the first ratio.
 
     Args:
         config: the stage.
@@ -53,7 +53,7 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
         )
     if config.lora is not None:
         add_adapter(model, config, config.lora)
-    if config.type in COMPARING:
+    if config.type in COMPARING or config.type is StageType.PPO:
         disable_dropout(model)
     if config.recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -74,6 +74,17 @@ def disable_dropout(model: torch.nn.Module) -> None:
 def load_reference(reference: Artifact, precision: Precision, device: torch.device, *, verify: bool) -> LanguageModel:
     """Frozen weights on `device`, with dropout off, in the precision and with the kernels of the model in training."""
     return cast(LanguageModel, frozen(LanguageModel(_causal_lm(reference, DTYPES[precision], verify=verify)), device))
+
+
+def load_scorer(artifact: Artifact, precision: Precision, *, verify: bool) -> tuple[Scorer, float]:
+    """A reward model with dropout off, on the CPU, and its offset."""
+    folder = _verified(artifact, "reward", verify=verify)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=DTYPES[precision], **_LOADING
+    )
+    disable_dropout(model)
+    model.config.use_cache = False
+    return Scorer(model), read_offset(folder)
 
 
 def frozen(network: Network, device: torch.device) -> Network:

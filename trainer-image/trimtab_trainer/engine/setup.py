@@ -95,14 +95,14 @@ class Engine:
         norm = self._unsharded_norm if self._unsharded_norm is not None else self.deepspeed.get_global_grad_norm()
         return float(norm)
 
-    def save(self, folder: str) -> None:
-        """Write DeepSpeed's files; collective."""
-        self.deepspeed.save_checkpoint(folder, tag="deepspeed", save_latest=False)
+    def save(self, folder: str, name: str) -> None:
+        """Write DeepSpeed's files into `folder/name`; collective."""
+        self.deepspeed.save_checkpoint(folder, tag=name, save_latest=False)
 
-    def load(self, folder: str) -> None:
+    def load(self, folder: str, name: str) -> None:
         """Read them; collective. The environment forbids torch to unpickle anything but tensors and these three."""
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            self.deepspeed.load_checkpoint(folder, tag="deepspeed", load_lr_scheduler_states=False)
+            self.deepspeed.load_checkpoint(folder, tag=name, load_lr_scheduler_states=False)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Every parameter and persistent buffer, whole, on the CPU of rank 0; empty on the others. Collective."""

@@ -20,8 +20,17 @@ from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.isolation import check_isolation
 from trimtab_trainer.engine.loop import Loop, StepResult
 from trimtab_trainer.engine.lora import adapter_off
-from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, load_reference, peak_flops
+from trimtab_trainer.engine.model import (
+    DTYPES,
+    flops_per_token,
+    frozen,
+    load_model,
+    load_reference,
+    load_scorer,
+    peak_flops,
+)
 from trimtab_trainer.engine.objectives import BestScores, NextToken, Objective, Pairwise, Ranked
+from trimtab_trainer.engine.ppo import ANSWERS_FILE, Models, PpoLoop
 from trimtab_trainer.engine.result import publish_result
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import BadConfiguration, Preempted
@@ -65,8 +74,7 @@ class Trainer:
         self._peak_flops = peak * group.size if peak else None
         check_isolation(self._engine, self._prepared, config.stage)
         checkpoint.seed_all(config.recipe.seed, group.rank)
-        self._objective = build_objective(config, group, self._engine)
-        self._loop = Loop(self._engine, group, self._prepared, config, self._objective, told_to_stop)
+        self._loop = build_loop(config, group, self._prepared, self._engine, told_to_stop)
         self._told_to_stop = told_to_stop
         self._tokens = 0
         self._log: MetricsLog | None = None
@@ -86,7 +94,7 @@ class Trainer:
         if self._log:
             self._log.close()
         rows = read_rows(self._folder / METRICS_FILE) if self._group.is_first else []
-        metrics = _final_metrics(rows, self._objective.metrics)
+        metrics = _final_metrics(rows, self._loop.metrics)
         digest = publish_result(
             self._engine,
             self._group,
@@ -118,10 +126,13 @@ class Trainer:
         if step >= 0:
             folder = self._checkpoints.path(step)
             state = TrainerState.model_validate_json((folder / "trainer.json").read_bytes())
-            checkpoint.restore(self._engine, self._group, folder)
+            checkpoint.restore(self._loop.engines, self._group, folder)
+            if isinstance(self._loop, PpoLoop) and state.kl_coefficient is not None:
+                self._loop.kl_coefficient = state.kl_coefficient
             self._tokens = state.tokens
         if self._group.is_first:
             again = cut_rows(self._folder / METRICS_FILE, done if step >= 0 else -1)
+            cut_rows(self._folder / ANSWERS_FILE, done if step >= 0 else -1)
             if step >= 0:
                 _log.info("resuming from %s; %d steps are recomputed", folder, again)
             elif again:
@@ -192,6 +203,8 @@ class Trainer:
         )
 
     def _validate(self, done: int) -> None:
+        if isinstance(self._loop, PpoLoop):
+            self._loop.answers(done, self._folder)
         info = self._prepared.info
         means: dict[str, float] = {}
         if info.has_validation:
@@ -218,12 +231,13 @@ class Trainer:
             epoch=step.epoch,
             row=step.stop,
             tokens=self._tokens,
+            kl_coefficient=self._loop.kl_coefficient if isinstance(self._loop, PpoLoop) else None,
             world_size=self._group.size,
             threads=self._config.threads,
             attempt=self._config.attempt,
         )
         self._beat(phase=Phase.SAVING)
-        checkpoint.save(self._engine, self._group, self._checkpoints, state, self._config.checkpoint.keep)
+        checkpoint.save(self._loop.engines, self._group, self._checkpoints, state, self._config.checkpoint.keep)
         self._beat(phase=Phase.TRAINING, checkpoints=self._reports())
         _log.info("saved %s", self._checkpoints.path(state.step))
 
@@ -238,6 +252,33 @@ class Trainer:
         if self._log:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             self._log.write({**row, "attempt": self._config.attempt, "time": now})
+
+
+def build_loop(
+    config: TrainConfig, group: Group, prepared: PreparedData, engine: Engine, told_to_stop: Callable[[], bool]
+) -> Loop | PpoLoop:
+    """What makes the steps of the stage's type, around the model in training.
+
+    Raises:
+        BadConfiguration: the stage's JSON lacks a model that the type needs.
+    """
+    if config.type is not StageType.PPO:
+        return Loop(engine, group, prepared, config, build_objective(config, group, engine), told_to_stop)
+    if config.reference is None or config.reward is None or config.ppo is None:
+        raise BadConfiguration("a ppo stage needs reference, reward and ppo", stage=config.stage)
+    verify = group.is_first_of_pod
+    critic, offset = load_scorer(config.reward, config.precision, verify=verify)
+    if config.recipe.gradient_checkpointing:
+        critic.model.gradient_checkpointing_enable({"use_reentrant": False})
+    judge, _ = load_scorer(config.reward, config.precision, verify=False)
+    models = Models(
+        actor=engine,
+        critic=Engine(critic, config),
+        reference=load_reference(config.reference, config.precision, group.device, verify=verify),
+        reward=frozen(judge, group.device),
+        offset=offset,
+    )
+    return PpoLoop(models, group, prepared, config, config.ppo, told_to_stop)
 
 
 def build_objective(config: TrainConfig, group: Group, engine: Engine) -> Objective:

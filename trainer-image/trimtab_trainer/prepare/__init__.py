@@ -64,6 +64,8 @@ def _prepare_all(config: PrepareConfig, base: Base | None, prepared: Path, scrat
         except StageError as error:
             error.stage = error.stage or stage.name
             raise
+        if stage.reward_stage is not None:
+            _require_same_tokenizer(stage, done, prepared / report.digest.removeprefix("sha256:"))
         done[stage.name] = prepared / report.digest.removeprefix("sha256:")
         if origin.train is not None:
             trained = done[stage.name] / "tokenizer"
@@ -86,6 +88,19 @@ def _origin(
     # The tokenizer is trained on the first root stage's data; later roots take the same one.
     train = base.train if trained is None else None
     return Origin(base.tokenizer or trained, train, base.config, base.artifact is not None, longest)
+
+
+def _require_same_tokenizer(stage: PrepareStage, done: dict[str, Path], own: Path) -> None:
+    """A reward model reads the tokens that the policy writes."""
+    other = done.get(stage.reward_stage or "")
+    if other is None:
+        raise BadConfiguration(f"rewardFrom: {stage.reward_stage!r} is no earlier stage", stage=stage.name)
+    if PreparedData(other).info.tokenizer_digest != PreparedData(own).info.tokenizer_digest:
+        raise BadConfiguration(
+            f"the tokenizer of rewardFrom ({stage.reward_stage}) is another one than the stage's: its scores would be "
+            "of other texts; start both from one model",
+            stage=stage.name,
+        )
 
 
 def _inherit(folder: Path, longest: int) -> Origin:

@@ -13,6 +13,8 @@ Memory in bytes (states: Rajbhandari et al. 2020, table 1, with fp32 gradient ac
     logits       t V (c + 8): the model's, their fp32 copy and its gradient
     reference    c P + t V (c + 4), whole on each process: `dpo` only, where t is twice as large (two answers)
 
+    ppo          the critic's weights, gradients, states and activations again, and the frozen reward model's weights
+
 The activations count what one pre-norm decoder layer with a gated feed-forward keeps for its backward pass and memory-
 efficient attention (no t^2 term): 8 h for norms, query, attention's output, its projection and the residuals, 2 k for
 key and value, 4 f for gate, up, activation and product.
@@ -115,7 +117,7 @@ def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:
         adapter = stage.lora.rank * sum(shape.adaptable[name] for name in choose_targets(stage.lora, shape.adaptable))
     trained = adapter or shape.parameters
     fixed = trained * (states / parts[0] + 4 / parts[1]) + (shape.parameters + adapter) * width / parts[2]
-    has_reference = stage.type is StageType.DPO
+    has_reference = stage.type in (StageType.DPO, StageType.PPO)
     batch = recipe.micro_batch_size * stage.max_length * (2 if stage.type in COMPARING else 1)
     layer = 8 * shape.hidden + 2 * shape.key_value + 4 * shape.feed_forward
     kept = shape.layers * shape.hidden + layer if recipe.gradient_checkpointing else shape.layers * layer
@@ -124,8 +126,12 @@ def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:
         memory += batch * shape.vocabulary * (width + 8)
     if has_reference:
         memory += (0 if adapter else shape.parameters * width) + batch * shape.vocabulary * (width + 4)
+    if stage.type is StageType.PPO:
+        memory += fixed + batch * width * kept + shape.parameters * width
     forward = 2 * (shape.parameters + shape.layers * shape.hidden * stage.max_length)
     passes = 3 + recipe.gradient_checkpointing + has_reference
+    if stage.type is StageType.PPO:
+        tokens *= 4
     operations = tokens * (passes * forward - 2 * (shape.parameters - trained if adapter else 0))
     rate = FLOPS[stage.accelerator, stage.precision] * world
     return Estimate(math.ceil(memory), math.ceil(operations / rate))

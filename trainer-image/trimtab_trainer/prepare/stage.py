@@ -45,7 +45,7 @@ PREPARE_VERSION = 4
 _LIBRARIES = ("numpy", "tokenizers", "transformers")
 _SAMPLE_TOKENS = 400
 _RECIPE_KEYS = {"epochs", "max_steps", "global_batch_size", "seed"}
-_STAGE_KEYS = {"type", "loss", "max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
+_STAGE_KEYS = {"type", "loss", "max_length", "max_new_tokens", "packing", "on_invalid", "on_too_long", "max_dropped"}
 _SOURCE_KEYS = {"weight", "cap", "replay_fraction", "templates", "few_shot", "held_out_task"}
 
 
@@ -130,7 +130,8 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
     if stage.lora is not None:
         choose_targets(stage.lora, shape.adaptable)  # a wrong name is told before minutes of tokenizing
     longest = None if stage.type is StageType.PRETRAIN else stage.max_length
-    encoder = EncoderSettings(name, draft / "tokenizer", stage.loss, control.document_separator, longest)
+    prompts = stage.type is StageType.PPO
+    encoder = EncoderSettings(name, draft / "tokenizer", stage.loss, control.document_separator, prompts, longest)
     tokenized, store = tokenize(stage, sets, encoder, vocabulary, draft)
     planned = plan_rows(stage, store, tokenized, draft)
     info = PreparedInfo(

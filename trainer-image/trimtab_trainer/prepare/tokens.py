@@ -78,9 +78,11 @@ def _usable(
             rejects.invalid(place, result)
             continue
         longest = max(len(text.ids) for text in result)
-        cut = stage.type is not StageType.PRETRAIN and longest > stage.max_length
+        room = stage.max_length - stage.max_new_tokens
+        cut = stage.type is not StageType.PRETRAIN and longest > room
         if cut:
-            cause = f"{longest} tokens are more than maxLength = {stage.max_length}"
+            kept = f" less {stage.max_new_tokens} for the answer" if stage.max_new_tokens else ""
+            cause = f"{longest} tokens are more than maxLength = {stage.max_length}{kept}"
             if stage.on_too_long is OnTooLong.FAIL:
                 raise BadData(f"{place}: {cause}; raise maxLength, shorten it, or set onTooLong to truncate or drop")
             if stage.on_too_long is OnTooLong.DROP:

@@ -1,0 +1,92 @@
+"""PPO as a stage: a reward model that likes one token, and a policy that learns to write it."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.trainer.engine import stages
+
+from trimtab_trainer.config import Artifact, TrainConfig
+from trimtab_trainer.settings import Critic, KlPenalty, Ppo, Rollout
+
+NAMES = ("model", "reward")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
+    """A base model and a reward model from it, on one volume."""
+    root = tmp_path_factory.mktemp("ppo")
+    base, code = stages.run(root, stages.stage(stages.write_prepared(root, row_counts=[8], batch=8)))
+    assert code == 0, base.output
+    rankings = stages.write_prepared(root, row_counts=[24], batch=8, stage_type=stages.StageType.REWARD)
+    start = Artifact(uri="pvc://models/tiny/base/model", digest=base.report.digest)
+    scoring = stages.stage(rankings, stage="reward", type="reward", folder="pvc://models/tiny/reward", model=start)
+    reward, code = stages.run(root, scoring)
+    assert code == 0, reward.output
+    return reward
+
+
+def learning(models: stages.Run, name: str, ppo: Ppo | None = None, **changes: object) -> TrainConfig:
+    prompts = stages.write_prepared(
+        models.root, row_counts=[9, 9], batch=5, validation=4, stage_type=stages.StageType.PPO
+    )
+    kl = KlPenalty(coefficient=0.05, target=1.0, horizon=10)
+    recipe = {"global_batch_size": 5, "micro_batch_size": 2, "epochs": 2, "learning_rate": 3e-3}
+    return stages.stage(
+        prompts,
+        stage=name,
+        type="ppo",
+        folder=f"pvc://models/tiny/{name}",
+        model=models.config.model,
+        reference=models.config.model,
+        reward=Artifact(uri="pvc://models/tiny/reward/model", digest=models.report.digest),
+        ppo=ppo
+        or Ppo(
+            kl=kl,
+            rollout=Rollout(max_new_tokens=6, missing_end_reward=-1.0),
+            critic=Critic(learning_rate=1e-3),
+            passes=2,
+            minibatches=2,
+        ),
+        recipe=recipe,
+        **{"checkpoint": {"every_steps": 2}, **changes},
+    )
+
+
+def test_a_ppo_stage_starts_at_its_reference_and_resumes_bitwise(models: stages.Run) -> None:
+    two = {"processes_per_node": 2, "zero_stage": 2}
+    calm, code = stages.run(models.root, learning(models, "ppo", **two))
+    assert code == 0, calm.output + calm.log()
+    rows = calm.rows()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["ratioFirst"] < 1e-6, "P7"
+    assert rows[0]["klSequence"] == pytest.approx(0, abs=1e-5)
+    assert rows[-1]["klSequence"] != pytest.approx(0, abs=1e-5)
+    assert rows[0]["klCoefficient"] == 0.05
+    assert rows[1]["klCoefficient"] < 0.05
+    answers = [json.loads(line) for line in (calm.folder / "sampleAnswers.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in answers} == {0, 4}
+
+    killed = stages.start(models.root, learning(models, "ppo-killed", **two))
+    killed.wait_for_step(3)
+    psutil.Process(killed.rank_pids()[1]).send_signal(signal.SIGKILL)
+    assert killed.finish() == 137
+    resumed, code = stages.run(models.root, learning(models, "ppo-killed", attempt=2, **two))
+    assert code == 0, resumed.output
+    assert "resuming from" in resumed.log()
+    weights, again = (load_file(run.folder / "model" / "model.safetensors") for run in (calm, resumed))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    told = ("step", "score", "klSequence", "klCoefficient", "valueLoss")
+    assert [[row[key] for key in told] for row in resumed.rows()] == [[row[key] for key in told] for row in rows]
+
+
+def test_a_policy_too_far_from_its_start_fails_the_stage(models: stages.Run) -> None:
+    ppo = Ppo(kl=KlPenalty(coefficient=0, maximum=1e-4), rollout=Rollout(max_new_tokens=6))
+    run, code = stages.run(models.root, learning(models, "ppo-far", ppo))
+    assert (code, run.report.reason) == (70, "KlTooLarge")
+    assert "nats a sequence away" in run.report.message
