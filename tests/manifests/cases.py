@@ -95,6 +95,13 @@ def _reward(**fields: Any) -> Manifest:
     return {"name": "score", "from": "a", "reward": _TEXT, **fields}
 
 
+def _ppo(**fields: Any) -> Manifest:
+    """`rewardFrom` goes into `ppo`, the rest into the stage; None leaves a field out."""
+    ppo = {"rewardFrom": fields.pop("rewardFrom", "score"), "prompts": _TEXT["data"]}
+    stage = {"name": "policy", "from": "a", "ppo": ppo, **fields}
+    return {key: value for key, value in stage.items() if value is not None}
+
+
 def _sft(*sources: Manifest) -> Manifest:
     return _stage(1, sft={"data": [{"uri": "pvc://models/chat.jsonl", **source} for source in sources]})
 
@@ -185,6 +192,26 @@ REFUSED = (
         "an adapter for a reward model",
         job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(lora={"rank": 8})]),
         ("spec", "a reward stage trains all weights"),
+    ),
+    Refused(
+        "a policy from nothing",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(**{"from": None})]),
+        ("spec", "a ppo stage starts from a model"),
+    ),
+    Refused(
+        "rewards from no reward model",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _ppo(rewardFrom="a")]),
+        ("spec", "ppo.rewardFrom must name a stage of type reward"),
+    ),
+    Refused(
+        "rewards from a later stage",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _ppo(), _reward()]),
+        ("spec", "ppo.rewardFrom must name an earlier stage"),
+    ),
+    Refused(
+        "an adapter for a policy",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(lora={"rank": 8})]),
+        ("spec", "a ppo stage trains all weights"),
     ),
     Refused(
         "label smoothing of IPO",

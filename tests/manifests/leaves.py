@@ -19,13 +19,16 @@ def job_of_every_type() -> Manifest:
     made = job()
     made["spec"]["stages"].append({"name": "prefer", "from": "chat", "dpo": {"data": [_ITEMS["data"]]}})
     made["spec"]["stages"].append({"name": "score", "from": "chat", "reward": {"data": [_ITEMS["data"]]}})
+    ppo = {"rewardFrom": "score", "prompts": [_ITEMS["data"]]}
+    made["spec"]["stages"].append({"name": "policy", "from": "chat", "ppo": ppo})
     return made
 
 
 BASES: dict[str, Callable[..., Manifest]] = {"FineTuneJob": job_of_every_type, "ModelEndpoint": endpoint}
-_TYPES = ("pretrain", "sft", "dpo", "reward")
+_TYPES = ("pretrain", "sft", "dpo", "reward", "ppo")
 _ITEMS: dict[str, Any] = {
     "data": {"uri": "pvc://models/text.jsonl"},
+    "prompts": {"uri": "pvc://models/text.jsonl"},
     "env": {"name": "SOME", "value": "x"},
     "imagePullSecrets": {"name": "some"},
     "tolerations": {"operator": "Exists"},
