@@ -24,7 +24,6 @@ from trimtab_trainer.settings import (
     Loss,
     MaxDropped,
     MaxLength,
-    MaxNewTokens,
     OnInvalid,
     OnTooLong,
     Packing,
@@ -167,7 +166,7 @@ class PrepareStage(Contract):
     lora: Lora | None = None
     reward_stage: str | None = None
     """Of `ppo`: the stage of its reward model, which must have the same tokenizer."""
-    max_new_tokens: MaxNewTokens = 0
+    max_new_tokens: Annotated[int, Field(ge=0)] = 0
     """Of `ppo`: tokens of `maxLength` that are kept for the answer."""
     precision: Precision = Precision.BF16
     zero_stage: ZeroStage = 0

@@ -169,6 +169,11 @@ TRAINER = (
         "Exit 70: the merged model's logits differ from those of the model with its adapter by more than rounding.",
         "Set precision: fp32, or train all weights.",
     ),
+    Reason(
+        "KlTooLarge",
+        "Exit 70: the policy has moved further from its starting weights than kl.maximum.",
+        "Raise ppo.kl.coefficient, or lower train.learningRate.",
+    ),
     Reason("OutOfMemory", "Exit 70: an accelerator ran out of memory.", "Lower microBatchSize or raise zeroStage."),
     Reason("InternalError", "Exit 70: a fault that nobody foresaw.", "Report it with the stack in the pod's log."),
     Reason("PeerLost", "A process lost another one. Retried.", "See the log of the pod that ended first."),
