@@ -10,22 +10,22 @@ from transformers import PreTrainedModel
 
 
 class Network(nn.Module):
-    """A model with one forward pass from ids to what the stage's objective takes."""
+    """A model with one forward pass from ids to what the stage's objective takes.
+
+    It takes `input_ids` and `position_ids`, both int64 [R, T]. There is no attention mask: segments are isolated by
+    `position_ids`, which restart at 0.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """No attention mask: segments are isolated by `position_ids`, int64 [R, T], which restart at 0."""
-        raise NotImplementedError
 
 
 class LanguageModel(Network):
     """Logits of the next token, [R, T, V]."""
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """See `Network.forward`."""
+        """See `Network`."""
         logits: torch.Tensor = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
         return logits
 
@@ -34,7 +34,7 @@ class Scorer(Network):
     """A score for each token, fp32 [R, T]: that of the text up to it. `model` is one for sequence classification."""
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """See `Network.forward`.
+        """See `Network`.
 
         transformers' own forward pass would pool the last token that is no padding token by its id, and so the wrong
         one where a text ends with that token; which token counts is the caller's to say (`pool_last`).

@@ -160,5 +160,7 @@ def _rows(stage: PrepareStage, records: Int64, store: TokenStore) -> RowPlan:
     lengths = store.lengths()
     if stage.type in COMPARING:
         return ranking_rows(records, store.answers()[records], lengths, stage.max_length, stage.packing)
+    if stage.type is StageType.PPO:  # each row is one prompt to answer
+        return record_rows(records, lengths[records], stage.max_length, packing=False)
     build = document_rows if stage.type is StageType.PRETRAIN else record_rows
     return build(records, lengths[records], stage.max_length, stage.packing)

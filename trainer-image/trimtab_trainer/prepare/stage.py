@@ -40,7 +40,7 @@ from trimtab_trainer.settings import Contract, TokenizerTraining
 
 log = structlog.get_logger()
 
-PREPARE_VERSION = 4
+PREPARE_VERSION = 5
 """Raised when the same inputs give another folder, so that older results are not reused."""
 _LIBRARIES = ("numpy", "tokenizers", "transformers")
 _SAMPLE_TOKENS = 400
@@ -160,7 +160,7 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
     )
     write_info(draft, info)
     (draft / "model_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    sample = _sample(sets, tokenized, store, tokenizer)
+    sample = _sample(sets, tokenized, store, tokenizer, shows_loss=not prompts)
     (draft / "sample.txt").write_text(sample, encoding="utf-8")
     log.info("data recognised", stage=stage.name)
     print(sample, flush=True)  # many lines, to be read as they are
@@ -215,7 +215,9 @@ def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet]) -> 
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _sample(sets: Sequence[DataSet], tokenized: Tokenized, store: TokenStore, tokenizer: Any) -> str:
+def _sample(
+    sets: Sequence[DataSet], tokenized: Tokenized, store: TokenStore, tokenizer: Any, *, shows_loss: bool
+) -> str:
     """What was recognised in each file, and each data set's first record as the model sees it, with what bears loss."""
     files = [file for data in sets for file in data.files]
     found = tokenized.recognised
@@ -226,5 +228,7 @@ def _sample(sets: Sequence[DataSet], tokenized: Tokenized, store: TokenStore, to
         ids, mask = store.tokens[start:stop].tolist(), store.loss[start:stop]
         learnt = tokenizer.decode([token for token, bears in zip(ids, mask, strict=True) if bears])
         where = f" of {data.source.uri.partition('?')[0]}" if len(sets) > 1 else ""
-        lines += ["", f"--- first record{where}", tokenizer.decode(ids), "", "--- of it, this bears loss", learnt]
+        lines += ["", f"--- first record{where}", tokenizer.decode(ids)]
+        if shows_loss:
+            lines += ["", "--- of it, this bears loss", learnt]
     return "\n".join([*lines, ""])

@@ -81,8 +81,10 @@ def _usable(
         room = stage.max_length - stage.max_new_tokens
         cut = stage.type is not StageType.PRETRAIN and longest > room
         if cut:
-            kept = f" less {stage.max_new_tokens} for the answer" if stage.max_new_tokens else ""
-            cause = f"{longest} tokens are more than maxLength = {stage.max_length}{kept}"
+            cause = f"{longest} tokens are more than maxLength = {stage.max_length}"
+            if stage.max_new_tokens:
+                cause += f" less {stage.max_new_tokens} for the answer"
+                raise BadData(f"{place}: {cause}; raise maxLength, lower rollout.maxNewTokens, or shorten the prompt")
             if stage.on_too_long is OnTooLong.FAIL:
                 raise BadData(f"{place}: {cause}; raise maxLength, shorten it, or set onTooLong to truncate or drop")
             if stage.on_too_long is OnTooLong.DROP:
