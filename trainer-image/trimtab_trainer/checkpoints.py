@@ -49,8 +49,8 @@ class TrainerState(Contract):
     row: int
     """Rows done of this epoch's global order."""
     tokens: int
-    kl_coefficient: float | None = None
-    """Of `ppo`, after this step."""
+    loop: dict[str, float] = {}
+    """What the stage's loop carries to the next step, by name."""
     world_size: int
     threads: int
     attempt: int

@@ -23,12 +23,12 @@ from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PreparedData
 from trimtab_trainer.engine import loop, objectives
 from trimtab_trainer.engine.batches import MicroBatch, plan_steps
+from trimtab_trainer.engine.build import build_objective
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
 from trimtab_trainer.engine.networks import Scorer
 from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise
 from trimtab_trainer.engine.setup import Engine
-from trimtab_trainer.engine.train import build_objective
 from trimtab_trainer.settings import Lora, Preference
 
 REFERENCE_SEED, BETA = 8, 0.5

@@ -21,11 +21,11 @@ from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.engine import lora
 from trimtab_trainer.engine.batches import MicroBatch, collate
+from trimtab_trainer.engine.build import build_objective
 from trimtab_trainer.engine.model import disable_dropout
 from trimtab_trainer.engine.networks import LanguageModel
 from trimtab_trainer.engine.objectives import Pairwise
 from trimtab_trainer.engine.setup import parameter_groups
-from trimtab_trainer.engine.train import build_objective
 from trimtab_trainer.errors import BadConfiguration, InputMissing, TrainingFailed
 from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.lora_targets import choose_targets, linear_sizes

@@ -14,7 +14,7 @@ from tests.trainer.engine import stages
 from trimtab_trainer.config import Artifact, TrainConfig
 from trimtab_trainer.settings import Critic, KlPenalty, Ppo, Rollout
 
-NAMES = ("model", "reward")
+TOLD = ("step", "score", "klSequence", "klCoefficient", "valueLoss", "entropy", "explainedVariance", "responseLength")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,22 @@ def test_a_ppo_stage_starts_at_its_reference_and_resumes_bitwise(models: stages.
     assert "resuming from" in resumed.log()
     weights, again = (load_file(run.folder / "model" / "model.safetensors") for run in (calm, resumed))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
-    told = ("step", "score", "klSequence", "klCoefficient", "valueLoss")
-    assert [[row[key] for key in told] for row in resumed.rows()] == [[row[key] for key in told] for row in rows]
+    assert [[row[key] for key in TOLD] for row in resumed.rows()] == [[row[key] for key in TOLD] for row in rows]
+
+
+def test_one_process_learns_what_two_do(models: stages.Run) -> None:
+    runs = []
+    for processes, micro in ((1, 4), (2, 1)):
+        config = learning(models, f"ppo-by-{processes}", processes_per_node=processes)
+        recipe = config.recipe.model_copy(update={"micro_batch_size": micro})
+        run, code = stages.run(models.root, config.model_copy(update={"recipe": recipe}))
+        assert code == 0, run.output
+        runs.append(run)
+    one, two = ([{key: row[key] for key in row if key in TOLD} for row in run.rows()] for run in runs)
+    assert one == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in two], "P6, P8"
+    weights, others = (load_file(run.folder / "model" / "model.safetensors") for run in runs)
+    moved = sum(float((weights[name] - others[name]).square().sum()) for name in weights)
+    assert moved**0.5 < 2e-6 * sum(float(tensor.square().sum()) for tensor in weights.values()) ** 0.5
 
 
 def test_a_policy_too_far_from_its_start_fails_the_stage(models: stages.Run) -> None:

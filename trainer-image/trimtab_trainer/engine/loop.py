@@ -67,6 +67,15 @@ class Loop:
         """What a checkpoint holds, by name."""
         return {"deepspeed": self._engine}
 
+    @property
+    def state(self) -> dict[str, float]:
+        """What is carried from step to step besides the engines: nothing."""
+        return {}
+
+    @state.setter
+    def state(self, state: dict[str, float]) -> None:
+        pass
+
     def step(self, step: Step) -> StepResult:
         """One optimiser step: the gradient of the mean loss over all its units.
 
@@ -88,11 +97,11 @@ class Loop:
         *sums_of_all, total_tokens, stop = self._group.sum(*totals, tokens, float(self._told_to_stop()))
         mean_loss, *means = (total / units for total in sums_of_all)
         if not math.isfinite(mean_loss):
-            raise self._diverged(step, f"the loss is {mean_loss}")
+            raise self._not_finite(step, f"the loss is {mean_loss}")
         rate = learning_rate(recipe, step.index, self._prepared.info.total_steps)
         norm = self._engine.step(rate)
         if not math.isfinite(norm):
-            raise self._diverged(step, f"the gradient norm is {norm}")
+            raise self._not_finite(step, f"the gradient norm is {norm}")
         metrics = dict(zip(self._objective.metrics, means, strict=True))
         return StepResult(mean_loss, norm, rate, int(total_tokens), stop > 0, metrics)
 
@@ -117,6 +126,14 @@ class Loop:
         names = ("loss", *self._objective.metrics)
         return {name: total / units for name, total in zip(names, self._group.sum(*totals), strict=True)}
 
+    def samples(self) -> list[dict[str, str | float]]:
+        """What the model writes, to be read by people: nothing, where the stage does not sample."""
+        return []
+
+    def _not_finite(self, step: Step, what: str) -> TrainingFailed:
+        remedy = "lower train.learningRate or lengthen train.warmupRatio"
+        return not_finite(self._prepared, step, what, remedy, self._config.stage)
+
     def _totals(self) -> torch.Tensor:
         """Zeros for the loss and each metric."""
         return torch.zeros(1 + len(self._objective.metrics), dtype=torch.float64, device=self._engine.device)
@@ -132,17 +149,18 @@ class Loop:
             chunk = list(islice(own, size))
             yield collate(chunk, padding_id).to(self._engine.device), sum(len(row.input_ids) for row in chunk)
 
-    def _diverged(self, step: Step, what: str) -> TrainingFailed:
-        rows = (self._prepared.row(step.epoch, i) for i in range(step.start, step.stop))
-        names = self._prepared.record_names(record for row in rows for record in row.record_ids)
-        shown = ", ".join(names[:_NAMED_RECORDS])
-        more = f" and {len(names) - _NAMED_RECORDS} more" if len(names) > _NAMED_RECORDS else ""
-        return TrainingFailed(
-            f"step {step.index + 1}: {what}; the step's records: {shown}{more}; look at these records, "
-            "lower train.learningRate or lengthen train.warmupRatio",
-            reason="NotFinite",
-            stage=self._config.stage,
-        )
+
+def not_finite(prepared: PreparedData, step: Step, what: str, remedy: str, stage: str) -> TrainingFailed:
+    """The error of a step whose loss or gradient is not finite; it names the records."""
+    rows = (prepared.row(step.epoch, i) for i in range(step.start, step.stop))
+    names = prepared.record_names(record for row in rows for record in row.record_ids)
+    shown = ", ".join(names[:_NAMED_RECORDS])
+    more = f" and {len(names) - _NAMED_RECORDS} more" if len(names) > _NAMED_RECORDS else ""
+    return TrainingFailed(
+        f"step {step.index + 1}: {what}; the step's records: {shown}{more}; look at these records, {remedy}",
+        reason="NotFinite",
+        stage=stage,
+    )
 
 
 def _stacked(sums: Sums) -> torch.Tensor:

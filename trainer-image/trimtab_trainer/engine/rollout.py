@@ -14,6 +14,8 @@ from trimtab_trainer.data.store import Row
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.settings import Rollout
 
+HELD_OUT = -1
+"""The stream of prompts that no step trains on."""
 _STREAM = 7
 """Sets these random numbers apart from those of rows and templates, which come from the same seed."""
 
@@ -49,7 +51,7 @@ class Sampler:
 
         Args:
             prompts: one micro-batch.
-            stream: the step, or -1 for held-out prompts; with seed and record it fixes the random numbers.
+            stream: the step, or `HELD_OUT`; with seed and record it fixes the random numbers.
         """
         ids = [prompt.input_ids for prompt in prompts] or [np.full(1, self.padding_id, dtype=np.int32)]
         longest = max(map(len, ids))

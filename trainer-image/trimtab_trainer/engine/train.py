@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -9,37 +10,27 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity
 from trimtab_trainer.config import CheckpointReport, Metric, StageType, TrainConfig, TrainReport
 from trimtab_trainer.data.store import VALIDATION, PreparedData, task_plan
 from trimtab_trainer.engine import checkpoint
-from trimtab_trainer.engine.batches import MicroBatch, Step, plan_steps
+from trimtab_trainer.engine.batches import Step, plan_steps
+from trimtab_trainer.engine.build import build_loop
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.isolation import check_isolation
 from trimtab_trainer.engine.loop import Loop, StepResult
-from trimtab_trainer.engine.lora import adapter_off
-from trimtab_trainer.engine.model import (
-    DTYPES,
-    flops_per_token,
-    frozen,
-    load_model,
-    load_reference,
-    load_scorer,
-    peak_flops,
-)
-from trimtab_trainer.engine.objectives import BestScores, NextToken, Objective, Pairwise, Ranked
-from trimtab_trainer.engine.ppo import ANSWERS_FILE, Models, PpoLoop
+from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, peak_flops
+from trimtab_trainer.engine.objectives import BestScores
 from trimtab_trainer.engine.result import publish_result
 from trimtab_trainer.engine.setup import Engine
-from trimtab_trainer.errors import BadConfiguration, Preempted
+from trimtab_trainer.errors import Preempted
 from trimtab_trainer.progress.heartbeat import Phase, Pulse
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, METRICS_FILE, MetricsLog, cut_rows, key_of, read_rows
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.supervisor.run_folder import RESUME_STEP_VARIABLE, RunFolder
 from trimtab_trainer.volumes import local_path
 
+ANSWERS_FILE = "sampleAnswers.jsonl"
 _log = logging.getLogger(__name__)
 
 
@@ -127,8 +118,7 @@ class Trainer:
             folder = self._checkpoints.path(step)
             state = TrainerState.model_validate_json((folder / "trainer.json").read_bytes())
             checkpoint.restore(self._loop.engines, self._group, folder)
-            if isinstance(self._loop, PpoLoop) and state.kl_coefficient is not None:
-                self._loop.kl_coefficient = state.kl_coefficient
+            self._loop.state = state.loop
             self._tokens = state.tokens
         if self._group.is_first:
             again = cut_rows(self._folder / METRICS_FILE, done if step >= 0 else -1)
@@ -203,8 +193,7 @@ class Trainer:
         )
 
     def _validate(self, done: int) -> None:
-        if isinstance(self._loop, PpoLoop):
-            self._loop.answers(done, self._folder)
+        self._show(done)
         info = self._prepared.info
         means: dict[str, float] = {}
         if info.has_validation:
@@ -222,6 +211,13 @@ class Trainer:
         shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in means.items())
         _log.info("step %d/%d  %s", done, self._total_steps, shown)
 
+    def _show(self, done: int) -> None:
+        """Write down what the model writes."""
+        lines = self._loop.samples()
+        if lines and self._group.is_first:
+            with (self._folder / ANSWERS_FILE).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"step": done, **line}, ensure_ascii=False) + "\n" for line in lines)
+
     def _save(self, step: Step) -> None:
         if self._log:
             self._log.sync()
@@ -231,7 +227,7 @@ class Trainer:
             epoch=step.epoch,
             row=step.stop,
             tokens=self._tokens,
-            kl_coefficient=self._loop.kl_coefficient if isinstance(self._loop, PpoLoop) else None,
+            loop=self._loop.state,
             world_size=self._group.size,
             threads=self._config.threads,
             attempt=self._config.attempt,
@@ -252,63 +248,6 @@ class Trainer:
         if self._log:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             self._log.write({**row, "attempt": self._config.attempt, "time": now})
-
-
-def build_loop(
-    config: TrainConfig, group: Group, prepared: PreparedData, engine: Engine, told_to_stop: Callable[[], bool]
-) -> Loop | PpoLoop:
-    """What makes the steps of the stage's type, around the model in training.
-
-    Raises:
-        BadConfiguration: the stage's JSON lacks a model that the type needs.
-    """
-    if config.type is not StageType.PPO:
-        return Loop(engine, group, prepared, config, build_objective(config, group, engine), told_to_stop)
-    if config.reference is None or config.reward is None or config.ppo is None:
-        raise BadConfiguration("a ppo stage needs reference, reward and ppo", stage=config.stage)
-    verify = group.is_first_of_pod
-    critic, offset = load_scorer(config.reward, config.precision, verify=verify)
-    if config.recipe.gradient_checkpointing:
-        critic.model.gradient_checkpointing_enable({"use_reentrant": False})
-    judge, _ = load_scorer(config.reward, config.precision, verify=False)
-    models = Models(
-        actor=engine,
-        critic=Engine(critic, config),
-        reference=load_reference(config.reference, config.precision, group.device, verify=verify),
-        reward=frozen(judge, group.device),
-        offset=offset,
-    )
-    return PpoLoop(models, group, prepared, config, config.ppo, told_to_stop)
-
-
-def build_objective(config: TrainConfig, group: Group, engine: Engine) -> Objective:
-    """The loss of the stage's type, with the models that it needs besides the one in training.
-
-    The frozen weights below an adapter are the reference of `dpo` where the stage starts from it: no second copy then.
-
-    Raises:
-        BadConfiguration: the stage's JSON names no reference.
-    """
-    if config.type is StageType.REWARD:
-        return Ranked()
-    if config.type is not StageType.DPO:
-        return NextToken()
-    if config.reference is None or config.preference is None:
-        raise BadConfiguration("a dpo stage needs reference and preference", stage=config.stage)
-    if config.lora is not None and config.reference == config.model:
-
-        def frozen(batch: MicroBatch) -> torch.Tensor:
-            with adapter_off(engine.module):
-                return engine.outputs(batch)
-
-        return Pairwise(frozen, config.preference)
-    model = load_reference(config.reference, config.precision, group.device, verify=group.is_first_of_pod)
-
-    def forward(batch: MicroBatch) -> torch.Tensor:
-        logits: torch.Tensor = model(batch.input_ids, batch.position_ids)
-        return logits
-
-    return Pairwise(forward, config.preference)
 
 
 def _final_metrics(rows: list[dict[str, Any]], own: Sequence[str]) -> list[Metric]:

@@ -1,0 +1,124 @@
+"""What a step of PPO learns from: sampled answers, and what its four models say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from trimtab_trainer.algorithms.causal_lm import targets
+from trimtab_trainer.algorithms.ppo import entropy, missing_end_scores
+from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.data.store import PlanName, PreparedData
+from trimtab_trainer.engine.batches import MicroBatch, collate, micro_batch_count, rows_of_rank
+from trimtab_trainer.engine.distributed import Group
+from trimtab_trainer.engine.networks import Network
+from trimtab_trainer.engine.reward import rewards
+from trimtab_trainer.engine.rollout import Episode, Sampler
+from trimtab_trainer.engine.setup import Engine
+from trimtab_trainer.settings import Rollout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Actor and critic are trained; reference and reward model are frozen. `offset` is the reward model's."""
+
+    actor: Engine
+    critic: Engine
+    reference: Network
+    reward: Network
+    offset: float
+
+
+@dataclass
+class Experience:
+    """An episode with what a step knows of its T actions: fp32 [T] each, in nats or units of reward."""
+
+    episode: Episode
+    log_probs: torch.Tensor
+    """By the policy that sampled it, in a forward pass as in training."""
+    reference: torch.Tensor
+    """Log-probabilities by the reference."""
+    values: torch.Tensor
+    """V of the state before each action, by the critic before the step."""
+    entropy: torch.Tensor
+    score: torch.Tensor
+    """fp32 scalar: the reward model's, or that of a missing end."""
+    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class Judge:
+    """Samples answers and puts them through all four models, in micro-batches of the stage's size."""
+
+    def __init__(
+        self, models: Models, group: Group, prepared: PreparedData, config: TrainConfig, rollout: Rollout
+    ) -> None:
+        self._models, self._group, self._prepared, self._rollout = models, group, prepared, rollout
+        self._micro_batch_size = config.recipe.micro_batch_size
+        info = prepared.info
+        self._sampler = Sampler(models.actor, rollout, config.recipe.seed, info.end_of_turn_id, info.padding_id)
+
+    @torch.no_grad()
+    def answer(
+        self, plan: PlanName, start: int, stop: int, stream: int, beat: Callable[[], None] = lambda: None
+    ) -> list[Experience]:
+        """Answers to this rank's part of the prompts in the rows [start, stop) of a plan; collective.
+
+        Args:
+            plan: whose rows.
+            start: first row.
+            stop: row after the last one.
+            stream: see `Sampler.sample`.
+            beat: called after each micro-batch.
+        """
+        engines = (self._models.actor.deepspeed, self._models.critic.deepspeed)
+        for engine in engines:
+            engine.eval()
+        own = rows_of_rank(start, stop, self._group.rank, self._group.size)
+        found: list[Experience] = []
+        for rows in self.micro_batches(own, stop - start):
+            episodes = self._sampler.sample([self._prepared.row(plan, i) for i in rows], stream)
+            found += self._judge(episodes)
+            beat()
+        for engine in engines:
+            engine.train()
+        return found
+
+    def micro_batches(self, own: Sequence[T], rows: int) -> Iterator[list[T]]:
+        """This rank's part of so many rows in micro-batches, as many as every rank runs."""
+        rest = iter(own)
+        for _ in range(micro_batch_count(rows, self._group.size, self._micro_batch_size)):
+            yield list(islice(rest, self._micro_batch_size))
+
+    def collate(self, episodes: Sequence[Episode]) -> MicroBatch:
+        """Episodes side by side, one a row, on the device."""
+        rows = [episode.row for episode in episodes]
+        return collate(rows, self._prepared.info.padding_id).to(self._models.actor.device)
+
+    def log_probs(self, logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the N actions, fp32 [N], and the entropies of their distributions, at the sampling temperature."""
+        found, tokens = targets(logits, batch.input_ids, batch.loss_mask)
+        found = found / self._rollout.temperature
+        return -cross_entropy(found, tokens, reduction="none"), entropy(found.detach())
+
+    def values(self, scores: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """V of the state before each action, fp32 [N], of the critic's scores [R, T]."""
+        return scores[:, :-1][batch.loss_mask[:, 1:]] - self._models.offset
+
+    def _judge(self, episodes: Sequence[Episode]) -> list[Experience]:
+        models, batch = self._models, self.collate(episodes)
+        log_probs, entropies = self.log_probs(models.actor.outputs(batch), batch)
+        reference, _ = self.log_probs(models.reference(batch.input_ids, batch.position_ids), batch)
+        values = self.values(models.critic.outputs(batch), batch)
+        ended = torch.tensor([episode.ended for episode in episodes], dtype=torch.bool, device=values.device)
+        scores = rewards(models.reward, models.offset, batch)
+        scores = missing_end_scores(scores, ended, self._rollout.missing_end_reward)
+        parts = [part.split(list(batch.loss_tokens)) for part in (log_probs, reference, values, entropies)]
+        return [Experience(*each) for each in zip(episodes, *parts, scores, strict=True)]
