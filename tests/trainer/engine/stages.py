@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -271,6 +273,24 @@ def start(root: Path, config: TrainConfig, environment: dict[str, str] | None = 
         **options,
     )
     return Run(root, config, process)
+
+
+def killed_and_resumed(root: Path, config: TrainConfig, step: int = 3) -> Run:
+    """Two processes, of which one is killed once `step` is done; the next attempt goes on to the end."""
+    killed = start(root, config)
+    killed.wait_for_step(step)
+    os.kill(killed.rank_pids()[1], signal.SIGKILL)
+    assert killed.finish() == 137
+    resumed, code = run(root, config.model_copy(update={"attempt": 2}))
+    assert code == 0, resumed.output
+    assert "resuming from" in resumed.log()
+    return resumed
+
+
+def same_weights(one: Run, other: Run) -> bool:
+    """Bit for bit."""
+    weights, others = (load_file(each.folder / "model" / "model.safetensors") for each in (one, other))
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def run(root: Path, config: TrainConfig, environment: dict[str, str] | None = None, **options: Any) -> tuple[Run, int]:

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Iterator
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -105,16 +104,8 @@ def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> No
     told = {metric.name: float(metric.value) for metric in calm.report.metrics}
     assert told["validation_loss_start"] == pytest.approx(math.log(2), abs=1e-6)
     assert told["rewards_margin"] > 0
-    killed = stages.start(base.root, preferred("killed"))
-    killed.wait_for_step(3)
-    psutil.Process(killed.rank_pids()[1]).kill()
-    assert killed.finish() == 137
-    resumed, code = stages.run(base.root, preferred("killed", attempt=2))
-    assert code == 0, resumed.output
-    assert "resuming from" in resumed.log()
-    files = [run.folder / "model" / "model.safetensors" for run in (calm, resumed)]
-    weights, again = map(load_file, files)
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    resumed = stages.killed_and_resumed(base.root, preferred("killed"))
+    assert stages.same_weights(calm, resumed)
     assert [row["step"] for row in resumed.rows()] == list(range(1, 7))
     lineage = manifest.read_manifest(calm.folder / "model").lineage["identity"]
     assert lineage["reference"] == base.report.digest
@@ -141,14 +132,9 @@ def test_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stag
 
     calm, code = stages.run(base.root, scoring("reward"))
     assert code == 0, calm.output
-    killed = stages.start(base.root, scoring("reward-killed"))
-    killed.wait_for_step(3)
-    psutil.Process(killed.rank_pids()[1]).kill()
-    assert killed.finish() == 137
-    resumed, code = stages.run(base.root, scoring("reward-killed", attempt=2))
-    assert code == 0, resumed.output
-    weights, again = (load_file(run.folder / "model" / "model.safetensors") for run in (calm, resumed))
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    resumed = stages.killed_and_resumed(base.root, scoring("reward-killed"))
+    assert stages.same_weights(calm, resumed)
+    weights = load_file(calm.folder / "model" / "model.safetensors")
     assert [row["step"] for row in resumed.rows()] == list(range(1, 7))
 
     folder = calm.folder / "model"

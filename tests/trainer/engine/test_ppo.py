@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 
-import psutil
 import pytest
-import torch
 from safetensors.torch import load_file
 from tests.trainer.engine import stages
 
@@ -72,15 +69,8 @@ def test_a_ppo_stage_starts_at_its_reference_and_resumes_bitwise(models: stages.
     answers = [json.loads(line) for line in (calm.folder / "sampleAnswers.jsonl").read_text().splitlines()]
     assert {line["step"] for line in answers} == {0, 4}
 
-    killed = stages.start(models.root, learning(models, "ppo-killed", **two))
-    killed.wait_for_step(3)
-    psutil.Process(killed.rank_pids()[1]).send_signal(signal.SIGKILL)
-    assert killed.finish() == 137
-    resumed, code = stages.run(models.root, learning(models, "ppo-killed", attempt=2, **two))
-    assert code == 0, resumed.output
-    assert "resuming from" in resumed.log()
-    weights, again = (load_file(run.folder / "model" / "model.safetensors") for run in (calm, resumed))
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    resumed = stages.killed_and_resumed(models.root, learning(models, "ppo-killed", **two))
+    assert stages.same_weights(calm, resumed)
     assert [[row[key] for key in TOLD] for row in resumed.rows()] == [[row[key] for key in TOLD] for row in rows]
 
 
