@@ -11,7 +11,7 @@ from tests.unit.finetunejob.world import World, spec, stage
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
-from trimtab_trainer.settings import FewShot, Lora, Preference, Template
+from trimtab_trainer.settings import FewShot, KlPenalty, Lora, Ppo, Preference, Rollout, Template
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 SECRET = {"secretRef": {"name": "s3"}}
@@ -215,6 +215,38 @@ def test_dpo_is_held_to_the_weights_that_it_starts_from() -> None:
     assert config.model is not None
     assert config.reference == config.model
     assert config.preference == Preference(beta=0.3)
+
+
+def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
+    pairs = {"reward": {"data": [{"uri": "pvc://models/pairs.jsonl"}]}}
+    learning = {
+        "rewardFrom": "score",
+        "prompts": [{"uri": "pvc://models/prompts.jsonl"}],
+        "kl": {"coefficient": 0.1},
+        "rollout": {"maxNewTokens": 24},
+        "passes": 2,
+    }
+    policy = {"name": "policy", "from": "one", "ppo": learning}
+    made = World(spec(stage("one"), {"name": "score", "from": "one", **pairs}, policy))
+    made.settle()
+    told = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(told, PrepareConfig)
+    assert (told.stages[2].reward_stage, told.stages[2].max_new_tokens) == ("score", 24)
+    assert [source.uri for source in told.stages[2].data] == ["pvc://models/prompts.jsonl"]
+    for role in ("prepare", "one"):
+        made.succeed(role)
+        made.settle()
+    assert not made.pods("policy"), "its reward model is not done"
+    made.succeed("score")
+    made.settle()
+    config = STAGE_CONFIG.validate_python(made.config("policy"))
+    assert isinstance(config, TrainConfig)
+    assert config.model is not None
+    assert config.reward is not None
+    assert config.reference == config.model
+    assert config.model.uri == made.stage("one")["artifact"]["uri"]
+    assert config.reward.uri == made.stage("score")["artifact"]["uri"]
+    assert config.ppo == Ppo(kl=KlPenalty(coefficient=0.1), rollout=Rollout(max_new_tokens=24), passes=2)
 
 
 def test_lora_of_defaults_and_stage_goes_to_prepare_and_trainer() -> None:
