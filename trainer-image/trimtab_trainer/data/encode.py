@@ -94,10 +94,10 @@ class EncoderSettings:
     loss: Loss
     separator: int
     """Id of the token that ends running text."""
-    prompts: bool = False
-    """Conversations are cut before their last answer, for the model to give one."""
     longest: int | None = None
     """Most tokens of a text, where conversations are learnt from; None: running text only, whole."""
+    prompts: bool = False
+    """Conversations are cut before their last answer, for the model to give one."""
 
 
 def build_encoder(settings: EncoderSettings) -> Encoder:

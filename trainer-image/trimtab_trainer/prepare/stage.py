@@ -131,7 +131,7 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
         choose_targets(stage.lora, shape.adaptable)  # a wrong name is told before minutes of tokenizing
     longest = None if stage.type is StageType.PRETRAIN else stage.max_length
     prompts = stage.type is StageType.PPO
-    encoder = EncoderSettings(name, draft / "tokenizer", stage.loss, control.document_separator, prompts, longest)
+    encoder = EncoderSettings(name, draft / "tokenizer", stage.loss, control.document_separator, longest, prompts)
     tokenized, store = tokenize(stage, sets, encoder, vocabulary, draft)
     planned = plan_rows(stage, store, tokenized, draft)
     info = PreparedInfo(
