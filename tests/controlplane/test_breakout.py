@@ -24,6 +24,11 @@ LITERAL: dict[str, set[Place]] = {
         ),
         ("spec", "model", "tokenizer", "train", "chatTemplate"),
         *(
+            ("spec", "stages", "[]", "sft", *data, "[]", "templates", "[]", part)
+            for data in (("data",), ("validation", "data"))
+            for part in ("prompt", "completion")
+        ),
+        *(
             (*shape, *end)
             for shape in (("spec", "defaults"), ("spec", "stages", "[]"))
             for end in (

@@ -35,20 +35,42 @@ def _validated(task: str) -> Object:
     return {task: {"data": _DATA, "validation": {"data": _DATA}}}
 
 
+def _mixture(**source: Any) -> Object:
+    """An `sft` stage whose last data set, in training and validation, is a special one."""
+    plain, special = _DATA[0], {**_DATA[0], **source}
+    validated = {"validation": {"data": [special]}} if "fewShot" in source else {}
+    return job(_CONFIG, "sft", last={"sft": {"data": [plain, special], **validated}})
+
+
+def _policy(**ppo: Any) -> Object:
+    """Two reward models, and a policy that learns from one of them."""
+    made = job(_CONFIG, "ppo", last={"from": "base", "ppo": {"rewardFrom": "casex", "prompts": _DATA, **ppo}})
+    rewards = [{"name": name, "from": "base", "reward": {"data": _DATA}} for name in ("case", "casex")]
+    made["spec"]["stages"] = [{"name": "base", "pretrain": {"data": _DATA}}, *rewards, made["spec"]["stages"][-1]]
+    return made
+
+
 _ROLLOUT = {"from": "last", "endpointName": "chat", "create": {"servedModelName": "chat"}}
 _DIGEST = f"sha256:{'a' * 64}"
 
 BASES = {
     "FineTuneJob": [
+        job(_BY_URI, "pretrain", rollout=_ROLLOUT),
         job(_CONFIG, "pretrain", rollout=_ROLLOUT),
         job(_CONFIG, "sft"),
         job(_CONFIG, "pretrain", last=_validated("pretrain")),
         job(_CONFIG, "sft", last=_validated("sft")),
+        _mixture(fewShot={"count": 1}),
+        _mixture(fewShot={"maximum": 2}),
+        _mixture(replay=True, fraction=0.1),
+        _mixture(heldOutTask="other"),
+        _mixture(templates=[{"prompt": "{{ question }}", "completion": "{{ answer }}"}]),
         job(_CONFIG, "dpo", last={"from": "casex"}),
         job(_CONFIG, "dpo", last={"from": "casex", **_validated("dpo")}),
         job(_CONFIG, "reward", last={"from": "casex"}),
         job(_CONFIG, "reward", last={"from": "casex", **_validated("reward")}),
-        job(_BY_URI, "pretrain"),
+        _policy(),
+        _policy(validation={"data": _DATA}),
         job({"config": {"model_type": "llama"}, "tokenizer": {"uri": "pvc://models/tokenizer"}}, "pretrain"),
     ],
     "ModelEndpoint": [endpoint(uri="pvc://models/base", digest=_DIGEST)],

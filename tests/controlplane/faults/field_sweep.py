@@ -90,7 +90,7 @@ class Sweep:
             removed = await self._ask(bare)
             if not isinstance(removed, str):
                 taken.append(removed)
-            elif leaf.path[-1] not in removed:
+            elif leaf.name not in removed:
                 self.found.mute.append(f"{leaf} removed: {removed}")
         return base, taken
 
@@ -99,7 +99,7 @@ class Sweep:
             answer = await self._ask(changed(base, self._schema, leaf, value))
             if not isinstance(answer, str):
                 self.found.taken.append(f"{leaf}: {str(value)[:40]!r}")
-            elif str(leaf.path[-1] if isinstance(leaf.path[-1], str) else leaf.path[-2]) not in answer:
+            elif leaf.name not in answer:
                 self.found.mute.append(f"{leaf} {str(value)[:40]!r}: {answer}")
 
     async def _restored(self, leaf: Leaf, accepted: list[Object]) -> None:

@@ -36,6 +36,11 @@ class Leaf:
         """The path without indices and keys of maps, as documentation has it."""
         return ".".join(str(part) for part in self.path if part != -1)
 
+    @property
+    def name(self) -> str:
+        """Of the field; of an item, that of its list."""
+        return next(str(part) for part in reversed(self.path) if part != -1)
+
     def samples(self) -> list[Any]:
         """Different valid values, bounds included."""
         match self.schema:

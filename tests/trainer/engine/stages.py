@@ -278,8 +278,10 @@ def start(root: Path, config: TrainConfig, environment: dict[str, str] | None = 
 def killed_and_resumed(root: Path, config: TrainConfig, step: int = 3) -> Run:
     """Two processes, of which one is killed once `step` is done; the next attempt goes on to the end."""
     killed = start(root, config)
+    killed.wait_for(lambda: 1 in killed.rank_pids())
+    pid = killed.rank_pids()[1]  # not after the step: tiny models are soon done with the rest
     killed.wait_for_step(step)
-    os.kill(killed.rank_pids()[1], signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     assert killed.finish() == 137
     resumed, code = run(root, config.model_copy(update={"attempt": 2}))
     assert code == 0, resumed.output

@@ -79,7 +79,7 @@ def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> No
 
     def preferred(name: str, **changes: object) -> TrainConfig:
         prepared = stages.write_prepared(
-            base.root, row_counts=[40, 40], batch=16, validation=4, stage_type=stages.StageType.DPO
+            base.root, row_counts=[80, 80], batch=16, validation=4, stage_type=stages.StageType.DPO
         )
         return stages.stage(
             prepared,
@@ -106,7 +106,7 @@ def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> No
     assert told["rewards_margin"] > 0
     resumed = stages.killed_and_resumed(base.root, preferred("killed"))
     assert stages.same_weights(calm, resumed)
-    assert [row["step"] for row in resumed.rows()] == list(range(1, 7))
+    assert [row["step"] for row in resumed.rows()] == list(range(1, 11))
     lineage = manifest.read_manifest(calm.folder / "model").lineage["identity"]
     assert lineage["reference"] == base.report.digest
     assert lineage["preference"] == {"loss": "sigmoid", "beta": 0.5, "labelSmoothing": 0.0}
@@ -115,7 +115,7 @@ def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> No
 def test_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stages.Run) -> None:
     def scoring(name: str, **changes: object) -> TrainConfig:
         prepared = stages.write_prepared(
-            base.root, row_counts=[24, 24], batch=8, validation=4, stage_type=stages.StageType.REWARD
+            base.root, row_counts=[48, 48], batch=8, validation=4, stage_type=stages.StageType.REWARD
         )
         return stages.stage(
             prepared,
@@ -135,7 +135,7 @@ def test_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stag
     resumed = stages.killed_and_resumed(base.root, scoring("reward-killed"))
     assert stages.same_weights(calm, resumed)
     weights = load_file(calm.folder / "model" / "model.safetensors")
-    assert [row["step"] for row in resumed.rows()] == list(range(1, 7))
+    assert [row["step"] for row in resumed.rows()] == list(range(1, 13))
 
     folder = calm.folder / "model"
     assert manifest.read_manifest(folder).kind == "reward"

@@ -34,6 +34,8 @@ def cut_rows(file: Path, step: int) -> int:
 
     The file is replaced whole, so a crash leaves either version.
     """
+    if not file.exists():
+        return 0
     rows = read_rows(file)
     kept = [row for row in rows if row["step"] <= step]
     draft = file.with_suffix(".draft")
