@@ -251,6 +251,16 @@ async def connect(
                 fence()
             return await super().send(conn)
 
+        # A body is sent, with its headers, by a task that may begin a whole turn of the loop later.
+        async def write_bytes(self, writer: Any, conn: Any, content_length: int | None = None) -> None:
+            try:
+                fence()
+            except KubeError as error:
+                conn.protocol.set_exception(error)  # what the request then ends with
+                conn.close()
+            else:
+                await super().write_bytes(writer, conn, content_length)
+
     async with aiohttp.ClientSession(
         connector=connector, timeout=_TIMEOUT, request_class=Fenced, headers={"User-Agent": user_agent}
     ) as session:

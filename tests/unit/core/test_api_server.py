@@ -1,8 +1,10 @@
 """The client's own part of the protocol, against a server that answers as the test says."""
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from trimtab_operator.core import api_server
-from trimtab_operator.core.api_server import ApiServer, connect
+from trimtab_operator.core.api_server import ApiServer, Fence, connect
 from trimtab_operator.core.credentials import CredentialsError, load
 from trimtab_operator.core.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable
 from trimtab_operator.core.kube import CONFIGMAP, FINETUNEJOB
@@ -211,46 +213,82 @@ async def test_without_a_cluster_the_remedy_is_named(tmp_path: Path, monkeypatch
         await load()
 
 
-async def test_the_fence_is_asked_before_each_write_leaves(tmp_path: Path) -> None:
-    """Also before one that the HTTP library sends again, and after all that a request may have waited for."""
-    allowed = 2
-    asked = 0
+@asynccontextmanager
+async def fenced(
+    tmp_path: Path, fence: Fence, handle: Callable[[web.Request], web.Response]
+) -> AsyncIterator[ApiServer]:
+    """A client with that fence, and a server that answers by `handle`."""
 
-    def fence() -> None:
-        nonlocal asked
-        asked += 1
-        if asked > allowed:
-            raise Unavailable(0, "NotLeading", "not sent")
-
-    seen: list[tuple[str, str]] = []
-
-    async def handle(request: web.Request) -> web.Response:
-        seen.append((request.method, request.headers["User-Agent"]))
-        if request.method == "DELETE":  # of a connection that was kept: aiohttp repeats it on a new one
-            assert request.transport is not None
-            request.transport.abort()
-        return web.json_response(OBJECT)
+    async def answer(request: web.Request) -> web.Response:
+        return handle(request)
 
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handle)
+    app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
-    await (site := web.TCPSite(runner, "127.0.0.1", 0)).start()
-    assert site.name
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     write_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{runner.addresses[0][1]}", "t")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         async with connect(
             await load(), requests_per_second=500, burst=1000, user_agent="me/1 (a)", fence=fence
         ) as kube:
-            await kube.apply(OBJECT, manager="m")
-            with pytest.raises(Unavailable, match="not sent"):
-                await kube.delete(CONFIGMAP, "n", "a")
-            assert [method for method, _ in seen] == ["PATCH", "DELETE"]
-            assert asked == 3
-            await kube.get(CONFIGMAP, "n", "a")
-            for write in (kube.create, kube.apply, kube.apply_status, kube.replace):
-                with pytest.raises(Unavailable, match="not sent"):
-                    await write(OBJECT, manager="m")
-    assert seen[2:] == [("GET", "me/1 (a)")]
+            yield kube
     await runner.cleanup()
+
+
+async def test_the_fence_is_asked_before_each_write_leaves(tmp_path: Path) -> None:
+    """Also before one that the HTTP library sends again, and after all that a request may have waited for."""
+    leading = True
+    seen: list[tuple[str, str]] = []
+
+    def fence() -> None:
+        if not leading:
+            raise Unavailable(0, "NotLeading", "not sent")
+
+    def handle(request: web.Request) -> web.Response:
+        nonlocal leading
+        seen.append((request.method, request.headers["User-Agent"]))
+        if request.method == "DELETE":  # of a connection that was kept: aiohttp repeats it on a new one
+            leading = False
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response(OBJECT)
+
+    async with fenced(tmp_path, fence, handle) as kube:
+        await kube.apply(OBJECT, manager="m")
+        with pytest.raises(Unavailable, match="not sent"):
+            await kube.delete(CONFIGMAP, "n", "a")
+        assert [method for method, _ in seen] == ["PATCH", "DELETE"]
+        await kube.get(CONFIGMAP, "n", "a")
+        for write in (kube.create, kube.apply, kube.apply_status, kube.replace):
+            with pytest.raises(Unavailable, match="not sent"):
+                await write(OBJECT, manager="m")
+    assert seen[2:] == [("GET", "me/1 (a)")]
+
+
+async def test_nothing_leaves_a_turn_of_the_loop_after_the_fence_was_asked(tmp_path: Path) -> None:
+    """A process that is stopped between the question and the write goes on after others lead."""
+    seen: list[str] = []
+    lost = False
+
+    def fence() -> None:
+        if lost:
+            raise Unavailable(0, "NotLeading", "not sent")
+        asyncio.get_running_loop().call_soon(lose)
+
+    def lose() -> None:
+        nonlocal lost
+        lost = True
+
+    def handle(request: web.Request) -> web.Response:
+        seen.append(request.method)
+        return web.json_response(OBJECT)
+
+    async with fenced(tmp_path, fence, handle) as kube:
+        await kube.get(CONFIGMAP, "n", "a")  # the connection is there
+        with pytest.raises(Unavailable, match="not sent"):
+            await kube.apply(OBJECT, manager="m")
+        assert seen == ["GET"]
+        lost = False
+        assert await kube.get(CONFIGMAP, "n", "a") == OBJECT
