@@ -14,7 +14,8 @@ from pathlib import Path
 from trimtab_trainer import manifest
 from trimtab_trainer.config import CheckpointReport, Digest, StageType, TrainConfig
 from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing
-from trimtab_trainer.settings import Contract, Lora, Ppo, Precision, Preference, Recipe, ZeroStage
+from trimtab_trainer.ppo_settings import Ppo
+from trimtab_trainer.settings import Contract, Lora, Precision, Preference, Recipe, ZeroStage
 from trimtab_trainer.supervisor.fence import Fence
 
 _log = logging.getLogger(__name__)

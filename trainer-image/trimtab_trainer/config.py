@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
+from trimtab_trainer.ppo_settings import Ppo
 from trimtab_trainer.settings import (
     Cap,
     Checkpoint,
@@ -27,7 +28,6 @@ from trimtab_trainer.settings import (
     OnInvalid,
     OnTooLong,
     Packing,
-    Ppo,
     Precision,
     Preference,
     Recipe,

@@ -189,41 +189,6 @@ LoraTargets = Annotated[
         "all of them by default. Embeddings and the output head can't be adapted.",
     ),
 ]
-KlCoefficient = Annotated[
-    float, Field(ge=0, le=100, description="Beta: how much each nat away from the starting weights costs.")
-]
-KlTarget = Annotated[
-    float,
-    Field(gt=0, le=10_000, description="Nats a sequence that the coefficient is steered to; absent: it stays fixed."),
-]
-KlHorizon = Annotated[
-    int, Field(ge=1, le=1_000_000_000, description="Episodes in which the steered coefficient changes by a fifth.")
-]
-KlMaximum = Annotated[
-    float, Field(gt=0, le=10_000, description="More nats a sequence than this, as the mean of a step, fail the stage.")
-]
-MaxNewTokens = Annotated[int, Field(ge=1, le=1_048_576, description="Longest answer that is sampled, in tokens.")]
-Temperature = Annotated[
-    float, Field(gt=0, le=10, description="Of sampling, and of every log-probability that the stage computes.")
-]
-MissingEndReward = Annotated[
-    float,
-    Field(ge=-1e6, le=1e6, description="Reward of an answer that did not end, in place of the reward model's."),
-]
-Minibatches = Annotated[
-    int, Field(ge=1, le=1024, description="Updates in one pass over a step's episodes, each with its part of them.")
-]
-Passes = Annotated[int, Field(ge=1, le=64, description="Passes over a step's episodes.")]
-ClipRange = Annotated[
-    float, Field(gt=0, le=10, description="Epsilon: how far from 1 a token's probability ratio still has a gradient.")
-]
-ValueClipRange = Annotated[
-    float, Field(gt=0, le=1e6, description="How far a value may move within a step, in units of reward.")
-]
-Discount = Annotated[float, Field(gt=0, le=1, description="Gamma: what the reward of one token later is worth now.")]
-GaeLambda = Annotated[
-    float, Field(ge=0, le=1, description="Lambda of the advantages: 1 trusts what came, 0 the critic.")
-]
 MaxDropped = Annotated[int, Field(ge=0, le=1_000_000_000, description="More dropped records than this fail the stage.")]
 VocabularySize = Annotated[
     int, Field(ge=264, le=1_000_000, description="Entries of the trained vocabulary, special tokens included.")
@@ -272,43 +237,6 @@ class Preference(Contract):
     loss: PreferenceLoss = PreferenceLoss.SIGMOID
     beta: PreferenceBeta = 0.1
     label_smoothing: LabelSmoothing = 0.0
-
-
-class KlPenalty(Contract):
-    """What holds the policy to its starting weights."""
-
-    coefficient: KlCoefficient = 0.05
-    target: KlTarget | None = None
-    horizon: KlHorizon = 10_000
-    maximum: KlMaximum | None = None
-
-
-class Rollout(Contract):
-    """How answers are sampled: from the full distribution, since anything else biases the gradient."""
-
-    max_new_tokens: MaxNewTokens = 256
-    temperature: Temperature = 1.0
-    missing_end_reward: MissingEndReward | None = None
-
-
-class Critic(Contract):
-    """The model of the value; it starts from the reward model."""
-
-    learning_rate: LearningRate = 1e-5
-
-
-class Ppo(Contract):
-    """How a `ppo` stage learns from what it samples."""
-
-    kl: KlPenalty = KlPenalty()
-    rollout: Rollout = Rollout()
-    critic: Critic = Critic()
-    minibatches: Minibatches = 1
-    passes: Passes = 1
-    clip_range: ClipRange = 0.2
-    value_clip_range: ValueClipRange = 0.2
-    discount: Discount = 1.0
-    gae_lambda: GaeLambda = 0.95
 
 
 class Lora(Contract):

@@ -12,7 +12,8 @@ from trimtab_operator.api.finetunejob import FineTuneJobSpec
 from trimtab_operator.api.stage import STAGE_TYPES, Stage, Task
 from trimtab_operator.core.quantity import number
 from trimtab_trainer.config import StageType
-from trimtab_trainer.settings import Checkpoint, Lora, Ppo, Precision, Recipe
+from trimtab_trainer.ppo_settings import Ppo
+from trimtab_trainer.settings import Checkpoint, Lora, Precision, Recipe
 
 DEFAULT_RETRIES = 3
 _ACCELERATORS = ("nvidia.com/", "amd.com/", "gpu.intel.com/", "habana.ai/")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.trainer.engine import stages
 
 from trimtab_trainer.config import Artifact, TrainConfig
-from trimtab_trainer.settings import Critic, KlPenalty, Ppo, Rollout
+from trimtab_trainer.ppo_settings import Critic, KlPenalty, Ppo, Rollout
 
 TOLD = ("step", "score", "klSequence", "klCoefficient", "valueLoss", "entropy", "explainedVariance", "responseLength")
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trimtab_trainer.data.store import Row
 from trimtab_trainer.engine.rollout import Sampler
-from trimtab_trainer.settings import Rollout
+from trimtab_trainer.ppo_settings import Rollout
 
 DRAWS = 2000
 

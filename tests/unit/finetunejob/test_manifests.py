@@ -11,7 +11,8 @@ from tests.unit.finetunejob.world import World, spec, stage
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
-from trimtab_trainer.settings import FewShot, KlPenalty, Lora, Ppo, Preference, Rollout, Template
+from trimtab_trainer.ppo_settings import KlPenalty, Ppo, Rollout
+from trimtab_trainer.settings import FewShot, Lora, Preference, Template
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 SECRET = {"secretRef": {"name": "s3"}}

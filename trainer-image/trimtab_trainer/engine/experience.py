@@ -20,7 +20,7 @@ from trimtab_trainer.engine.networks import Network
 from trimtab_trainer.engine.reward import rewards
 from trimtab_trainer.engine.rollout import Episode, Sampler
 from trimtab_trainer.engine.setup import Engine
-from trimtab_trainer.settings import Rollout
+from trimtab_trainer.ppo_settings import Rollout
 
 T = TypeVar("T")
 

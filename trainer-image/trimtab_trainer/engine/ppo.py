@@ -23,7 +23,7 @@ from trimtab_trainer.engine.loop import StepResult, not_finite
 from trimtab_trainer.engine.rollout import HELD_OUT
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import TrainingFailed
-from trimtab_trainer.settings import Ppo
+from trimtab_trainer.ppo_settings import Ppo
 
 _SHOWN = 8
 """Prompts whose answers are written down each time."""

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from trimtab_trainer.data.store import Row
 from trimtab_trainer.engine.setup import Engine
-from trimtab_trainer.settings import Rollout
+from trimtab_trainer.ppo_settings import Rollout
 
 HELD_OUT = -1
 """The stream of prompts that no step trains on."""
