@@ -139,6 +139,9 @@ def test_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stag
 
     folder = calm.folder / "model"
     assert manifest.read_manifest(folder).kind == "reward"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "New in this stage, so without a distance: `score.weight`." in card
+    assert "| `self_attn.q_proj` | 0." in card
     assert weights["score.weight"].shape == (1, stages.TINY_LLAMA["hidden_size"])
     told = {metric.name: float(metric.value) for metric in calm.report.metrics}
     assert {"accuracy", "margin", "confidence", "validation_accuracy"} <= told.keys()

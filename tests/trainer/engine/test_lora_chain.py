@@ -95,7 +95,16 @@ def test_the_result_is_a_whole_model_with_the_adapter_beside_it(base: stages.Run
     assert adapter.kind == "adapter"
     assert adapter.lineage["base"]["digest"] == base.report.digest
     assert adapter.lineage["identity"]["lora"] == {"rank": 4, "alpha": None, "dropout": 0.1, "targets": None}
-    assert '"rank": 4' in (tuned.folder / "model" / "README.md").read_text()
+    card = (tuned.folder / "model" / "README.md").read_text()
+    assert '"rank": 4' in card
+    assert "| `model.embed_tokens` | 0 |" in card
+    name = "model.layers.1.mlp.up_proj.weight"
+    before = started[name].bfloat16().float()
+    distance = float((weights[name].float() - before).norm() / before.norm())
+    row = next(line for line in card.splitlines() if line.startswith("| `mlp.up_proj` |"))
+    assert float(row.split("|")[4]) == pytest.approx(distance, rel=0.06), "of layer 1, merged, in two digits"
+    assert (tuned.folder / "model" / "weight-change.png").exists()
+    assert "changed in the weights" not in (base.folder / "model" / "README.md").read_text(), "it was random at first"
 
 
 def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(

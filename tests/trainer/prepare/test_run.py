@@ -52,6 +52,7 @@ def test_five_bad_records_of_a_thousand(tmp_path: Path) -> None:
     )
     report = run(tmp_path / "root", sft(data.as_uri(), onInvalid="drop", maxDropped=5))
     assert (report.stages[0].records, report.stages[0].dropped) == (995, 5)
+    assert opened(tmp_path / "root", report).info.dropped_by_cause == {"invalid": 5}
 
 
 def test_too_long_records(tmp_path: Path) -> None:
@@ -65,7 +66,9 @@ def test_too_long_records(tmp_path: Path) -> None:
     expect(BadData, message, root, sft(data.as_uri()))
     truncated = run(root, sft(data.as_uri(), onTooLong="truncate")).stages[0]
     assert (truncated.records, truncated.truncated, truncated.dropped) == (20, 1, 0)
-    dropped = run(root, sft(data.as_uri(), onTooLong="drop", maxDropped=1)).stages[0]
+    dropping = run(root, sft(data.as_uri(), onTooLong="drop", maxDropped=1))
+    assert opened(root, dropping).info.dropped_by_cause == {"too long": 1}
+    dropped = dropping.stages[0]
     assert (dropped.records, dropped.truncated, dropped.dropped) == (19, 0, 1)
     assert dropped.tokens == truncated.tokens - 64
     with pytest.raises(BadData, match="more than maxDropped = 0"):

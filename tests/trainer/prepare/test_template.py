@@ -141,6 +141,7 @@ def test_s6_truncation_that_leaves_no_label_drops_the_record(tmp_path: Path) -> 
     report = run(tmp_path / "root", sft(data.as_uri(), maxDropped=1, **fields))
     assert (report.stages[0].records, report.stages[0].dropped) == (5, 1)
     prepared = opened(tmp_path / "root", report)
+    assert prepared.info.dropped_by_cause == {"no label left after the cut": 1}
     assert all(prepared.row(0, i).loss_mask.any() for i in range(prepared.rows(0)))
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 OPENING_ROLES = frozenset({"system", "developer"})
+
+
+class DropCause(StrEnum):
+    """Why a record is left out."""
+
+    INVALID = "invalid"
+    TOO_LONG = "too long"
+    NO_LABEL_LEFT = "no label left after the cut"
 
 
 class InvalidRecord(Exception):

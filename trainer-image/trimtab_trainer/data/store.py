@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Digest, StageType
-from trimtab_trainer.data.records import NO_LABEL, Label
+from trimtab_trainer.data.records import NO_LABEL, DropCause, Label
 from trimtab_trainer.settings import Contract, Loss
 
 Int64 = NDArray[np.int64]
@@ -78,6 +78,8 @@ class PreparedInfo(Contract):
     records: int
     """Records of one epoch, after mixing and drops; a ranking is one."""
     dropped: int
+    dropped_by_cause: dict[DropCause, int] = {}
+    """Causes that no record was dropped for are absent."""
     truncated: int
     tokens: int
     """Tokens of the first epoch."""

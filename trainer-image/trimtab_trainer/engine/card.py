@@ -1,4 +1,4 @@
-"""The model card: what the model is, where it comes from, how its loss went."""
+"""The model card: what the model is, where it comes from, how its loss went, and what changed in its weights."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ from typing import Any
 
 from trimtab_trainer.config import StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedInfo
+from trimtab_trainer.engine import change
+from trimtab_trainer.engine.change import Change
 from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, key_of
 
 _PLOT = "loss.png"
+_CHANGE_PLOT = "weight-change.png"
 _UNITS = {StageType.DPO: "pair", StageType.REWARD: "prompt", StageType.PPO: "action"}
 
 
 def write_card(
-    folder: Path, config: TrainConfig, info: PreparedInfo, lineage: Lineage, rows: list[dict[str, Any]]
+    folder: Path,
+    config: TrainConfig,
+    info: PreparedInfo,
+    lineage: Lineage,
+    rows: list[dict[str, Any]],
+    moved: Change | None,
 ) -> None:
-    """Write `README.md` and the plot beside it."""
+    """Write `README.md` and the plots beside it; `moved` is None where the weights were random at first."""
     unit = _UNITS.get(config.type, "loss-bearing token")
     _plot(folder / _PLOT, rows, unit)
+    if moved is not None:
+        change.draw(moved, folder / _CHANGE_PLOT)
     metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
     settings = config.recipe.model_dump(mode="json", by_alias=True)
     if config.lora:
@@ -43,6 +53,8 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 | starting weights | {base} |
 | prepared data | `{config.prepared.digest}` |
 | records an epoch | {info.records:,} |
+| records dropped | {_dropped(info)} |
+| records cut to {info.max_length:,} tokens | {info.truncated:,} |
 | tokens trained on | {lineage.tokens:,} |
 | optimiser steps | {lineage.step:,} |
 | dtype | {lineage.dtype} |
@@ -52,7 +64,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 {metrics}
 
 ![Loss over steps]({_PLOT})
-{_held_out(info, rows)}
+{_held_out(info, rows)}{change.section(moved, _CHANGE_PLOT) if moved is not None else ""}
 ## Recipe
 
 ```json
@@ -60,6 +72,12 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 ```
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _dropped(info: PreparedInfo) -> str:
+    """How many, and why."""
+    causes = ", ".join(f"{cause} {count:,}" for cause, count in info.dropped_by_cause.items())
+    return f"{info.dropped:,}{f' ({causes})' if causes else ''}"
 
 
 def _held_out(info: PreparedInfo, rows: list[dict[str, Any]]) -> str:

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Metric, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
-from trimtab_trainer.engine import lora, reward
+from trimtab_trainer.engine import change, lora, reward
 from trimtab_trainer.engine.card import write_card
+from trimtab_trainer.engine.change import Change
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import DTYPES
 from trimtab_trainer.engine.setup import Engine
@@ -75,7 +76,8 @@ def publish_result(
         if adapter is not None:
             adapter.check_merged(draft, reloaded)
             adapter.write(folder / f"{draft.name}-adapter", lineage)
-        write_card(draft, config, prepared.info, lineage, rows)
+        moved = _measure_change(config, engine.module, weights)
+        write_card(draft, config, prepared.info, lineage, rows, moved)
         digest = manifest.seal(draft, kind, lineage.model_dump(mode="json", by_alias=True))
         fence.check()
         if adapter is not None:
@@ -119,6 +121,13 @@ def _write_model(
     model.save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes 0600, and the server runs as another user
+
+
+def _measure_change(config: TrainConfig, module: PreTrainedModel, weights: dict[str, torch.Tensor]) -> Change | None:
+    """How far the weights went; None where they were random at first."""
+    if config.model is None:
+        return None
+    return change.measure(weights, local_path(config.model.uri), module.base_model_prefix)
 
 
 def _end_id(prepared: PreparedData) -> int:

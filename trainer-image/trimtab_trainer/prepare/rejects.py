@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import structlog
 
 from trimtab_trainer.data.encode import Place
-from trimtab_trainer.data.records import InvalidRecord
+from trimtab_trainer.data.records import DropCause, InvalidRecord
 from trimtab_trainer.errors import BadData
 from trimtab_trainer.settings import OnInvalid
 
@@ -21,6 +23,7 @@ class Rejects:
         self._on_invalid = on_invalid
         self._max_dropped = max_dropped
         self._reasons: list[str] = []
+        self.by_cause: Counter[DropCause] = Counter()
 
     @property
     def dropped(self) -> int:
@@ -40,15 +43,16 @@ class Rejects:
         """
         if self._on_invalid is OnInvalid.FAIL:
             raise BadData(f"{place}: {error.cause}; {error.remedy}")
-        self.drop(place, error)
+        self.drop(place, error, DropCause.INVALID)
 
-    def drop(self, place: Place, error: InvalidRecord) -> None:
+    def drop(self, place: Place, error: InvalidRecord, why: DropCause) -> None:
         """Leave a record out, and say so.
 
         Raises:
             BadData: more than `maxDropped` records are dropped; the message names the first ones.
         """
         self._reasons.append(f"{place}: {error.cause}; {error.remedy}")
+        self.by_cause[why] += 1
         log.warning("record dropped", place=str(place), cause=error.cause)
         if self.dropped > self._max_dropped:
             shown = ". ".join(self._reasons[:_NAMED])

@@ -40,7 +40,7 @@ from trimtab_trainer.settings import Contract, TokenizerTraining
 
 log = structlog.get_logger()
 
-PREPARE_VERSION = 5
+PREPARE_VERSION = 6
 """Raised when the same inputs give another folder, so that older results are not reused."""
 _LIBRARIES = ("numpy", "tokenizers", "transformers")
 _SAMPLE_TOKENS = 400
@@ -141,7 +141,8 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
         packing=stage.packing,
         seed=stage.recipe.seed,
         records=planned.records,
-        dropped=tokenized.dropped,
+        dropped=sum(tokenized.dropped.values()),
+        dropped_by_cause=tokenized.dropped,
         truncated=tokenized.truncated,
         tokens=planned.tokens,
         replayed_loss_tokens=planned.replayed_loss_tokens,

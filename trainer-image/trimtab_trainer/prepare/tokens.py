@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.data.encode import Encoded, EncoderSettings, Place, Result, encode_all
-from trimtab_trainer.data.records import InvalidRecord
+from trimtab_trainer.data.records import DropCause, InvalidRecord
 from trimtab_trainer.data.store import Int64, TokenStore, TokenWriter
 from trimtab_trainer.errors import BadData
 from trimtab_trainer.prepare.reading import Recognised, read_all
@@ -31,7 +31,7 @@ class Tokenized:
     by_set: list[Int64]
     examples: list[NDArray[np.bool_]]
     """Which records of each data set others can get as few-shot examples."""
-    dropped: int
+    dropped: dict[DropCause, int]
     truncated: int
     recognised: Recognised
 
@@ -66,7 +66,7 @@ def tokenize(
             raise BadData(f"{data.source.uri} leaves no record with a label{dropped}; check the data set")
     counts = [np.array(records, dtype=np.int64) for records in by_set]
     flags = [np.array(each, dtype=np.bool_) for each in examples]
-    return Tokenized(counts, flags, rejects.dropped, truncated, recognised), TokenStore(folder, writer.dtype)
+    return Tokenized(counts, flags, dict(rejects.by_cause), truncated, recognised), TokenStore(folder, writer.dtype)
 
 
 def _usable(
@@ -88,7 +88,7 @@ def _usable(
             if stage.on_too_long is OnTooLong.FAIL:
                 raise BadData(f"{place}: {cause}; raise maxLength, shorten it, or set onTooLong to truncate or drop")
             if stage.on_too_long is OnTooLong.DROP:
-                rejects.drop(place, InvalidRecord(cause, "raise maxLength"))
+                rejects.drop(place, InvalidRecord(cause, "raise maxLength"), DropCause.TOO_LONG)
                 continue
             result = tuple(
                 replace(text, ids=text.ids[: stage.max_length], loss_mask=text.loss_mask[: stage.max_length].copy())
@@ -97,8 +97,7 @@ def _usable(
         if all(text.loss_mask[1:].any() for text in result):
             yield place, result, cut
         elif cut:
-            rejects.drop(
-                place, InvalidRecord(f"no label is left of it at maxLength = {stage.max_length}", "raise maxLength")
-            )
+            cause = f"no label is left of it at maxLength = {stage.max_length}"
+            rejects.drop(place, InvalidRecord(cause, "raise maxLength"), DropCause.NO_LABEL_LEFT)
         else:
             rejects.invalid(place, InvalidRecord("no token bears loss", "give it an answer, or remove it"))
