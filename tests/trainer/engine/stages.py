@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from tests.trainer.engine import forks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -34,6 +35,7 @@ from trimtab_trainer.data.store import (
     write_plan,
 )
 from trimtab_trainer.settings import Checkpoint, Loss, Recipe
+from trimtab_trainer.supervisor.run_folder import RunFolder
 
 VOCABULARY = 64
 SEPARATOR, END_OF_TURN, PADDING = 0, 1, 2
@@ -176,13 +178,17 @@ def stage(prepared: Artifact, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**values, **changes})
 
 
+Launch = Callable[[TrainConfig, Path, dict[str, str]], "subprocess.Popen[str] | forks.Forked"]
+"""Starts the first process of a container."""
+
+
 @dataclass
 class Run:
     """A stage under way, or ended, as a container."""
 
     root: Path
     config: TrainConfig
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | forks.Forked
     output: str = ""
     report: Any = None
     """The termination message, once it has ended."""
@@ -213,24 +219,8 @@ class Run:
 
     def rank_pids(self) -> dict[int, int]:
         """Process ids of the training processes, by rank."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-                if (
-                    b"trimtab_trainer.engine.worker" not in command
-                    or str(self.root / "stage.json").encode() not in command
-                ):
-                    continue
-                if b"trimtab_trainer.supervisor.torchrun" in command:
-                    continue
-                environment = dict(e.split(b"=", 1) for e in (entry / "environ").read_bytes().split(b"\0") if b"=" in e)
-            except OSError:
-                continue
-            found[int(environment[b"RANK"])] = int(entry.name)
-        return found
+        folders = sorted((self.root / "tmp").glob("trimtab-*"), key=lambda each: each.stat().st_mtime)
+        return RunFolder(folders[-1]).pids() if folders else {}
 
     def wait_for(self, condition: Callable[[], object], timeout: float = 180) -> None:
         """Poll until `condition` holds; fails with the output if the stage ends first."""
@@ -250,29 +240,33 @@ class Run:
         self.process.send_signal(number)
 
 
-def start(root: Path, config: TrainConfig, environment: dict[str, str] | None = None, **options: Any) -> Run:
-    """Start the stage as a container would, through `python -m trimtab_trainer FILE`."""
-    volume = root / "volume"
-    volume.mkdir(parents=True, exist_ok=True)
+def start(root: Path, config: TrainConfig, launch: Launch = forks.start) -> Run:
+    """Start the stage."""
+    (root / "volume").mkdir(parents=True, exist_ok=True)
+    (root / "tmp").mkdir(exist_ok=True)
     (root / "termination.json").unlink(missing_ok=True)
     file = root / "stage.json"
     file.write_text(dump(config))
-    process = subprocess.Popen(
+    environment = {
+        **os.environ,
+        "TRIMTAB_VOLUMES": json.dumps({"models": str(root / "volume")}),
+        "TRIMTAB_TERMINATION_LOG": str(root / "termination.json"),
+        "TMPDIR": str(root / "tmp"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return Run(root, config, launch(config, file, environment))
+
+
+def container(config: TrainConfig, file: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Everything anew, as a container does: `python -m trimtab_trainer FILE`."""
+    return subprocess.Popen(
         [sys.executable, "-m", "trimtab_trainer", str(file)],
-        env={
-            **os.environ,
-            "TRIMTAB_VOLUMES": json.dumps({"models": str(volume)}),
-            "TRIMTAB_TERMINATION_LOG": str(root / "termination.json"),
-            "PYTHONUNBUFFERED": "1",
-            **(environment or {}),
-        },
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **options,
     )
-    return Run(root, config, process)
 
 
 def killed_and_resumed(root: Path, config: TrainConfig, step: int = 3) -> Run:
@@ -295,7 +289,7 @@ def same_weights(one: Run, other: Run) -> bool:
     return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-def run(root: Path, config: TrainConfig, environment: dict[str, str] | None = None, **options: Any) -> tuple[Run, int]:
+def run(root: Path, config: TrainConfig, launch: Launch = forks.start) -> tuple[Run, int]:
     """Start the stage and wait for its end."""
-    started = start(root, config, environment, **options)
+    started = start(root, config, launch)
     return started, started.finish()

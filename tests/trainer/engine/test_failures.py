@@ -34,7 +34,8 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
 
 def test_a_newer_attempt_has_taken_over(tmp_path: Path) -> None:
-    run = stages.start(tmp_path, stages.stage(stages.write_prepared(tmp_path, row_counts=[4], batch=4)))
+    config = stages.stage(stages.write_prepared(tmp_path, row_counts=[4], batch=4))
+    run = stages.start(tmp_path, config, stages.container)
     run.folder.mkdir(parents=True)
     (run.folder / "attempt").write_text("7\n")
     assert run.finish() == 70
@@ -126,7 +127,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
 
 def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     prepared = stages.write_prepared(tmp_path, row_counts=[400], batch=4)
-    run = stages.start(tmp_path, stages.stage(prepared, recipe={"global_batch_size": 4}, processes_per_node=2))
+    config = stages.stage(prepared, recipe={"global_batch_size": 4}, processes_per_node=2)
+    run = stages.start(tmp_path, config, stages.container)
     run.wait_for_step(1)
     processes = [psutil.Process(run.process.pid), *psutil.Process(run.process.pid).children(recursive=True)]
     assert len(processes) >= 4

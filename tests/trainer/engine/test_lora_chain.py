@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -66,19 +65,10 @@ def weights_of(run: stages.Run, part: str = "model/model.safetensors") -> dict[s
     return load_file(run.folder / part)
 
 
-def killed_and_resumed(config: TrainConfig, base: stages.Run) -> stages.Run:
-    killed = stages.start(base.root, config)
-    killed.wait_for_step(6)
-    psutil.Process(killed.rank_pids()[1]).kill()
-    assert killed.finish() == 137
-    resumed = finished(base.root, config.model_copy(update={"attempt": 2}))
-    assert "resuming from" in resumed.log()
-    assert [row["step"] for row in resumed.rows()] == list(range(1, 37))
-    return resumed
-
-
 def test_a_killed_stage_resumes_bitwise_with_sharded_weights_and_dropout(base: stages.Run, tuned: stages.Run) -> None:
-    resumed = killed_and_resumed(adapted(base, "sft", "killed", zero_stage=3, precision="bf16"), base)
+    config = adapted(base, "sft", "killed", zero_stage=3, precision="bf16")
+    resumed = stages.killed_and_resumed(base.root, config, 6)
+    assert [row["step"] for row in resumed.rows()] == list(range(1, 37))
     for part in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
         weights, again = weights_of(tuned, part), weights_of(resumed, part)
         assert all(torch.equal(weights[name], again[name]) for name in weights), part

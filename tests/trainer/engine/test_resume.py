@@ -70,14 +70,14 @@ def configure(root: Path, port: int = 0, **changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
     root = tmp_path_factory.mktemp("undisturbed")
-    run, code = stages.run(root, configure(root))
+    run, code = stages.run(root, configure(root), stages.container)
     assert code == 0, run.output
     return run
 
 
 def start(root: Path, config: TrainConfig, step: int) -> Attempt:
     """Start an attempt and wait until it has done `step` and both processes are known."""
-    attempt = Attempt(stages.start(root, config))
+    attempt = Attempt(stages.start(root, config, stages.container))
     attempt.run.wait_for_step(step)
     attempt.pids = attempt.run.rank_pids()
     assert attempt.pids.keys() == {0, 1}
@@ -110,7 +110,7 @@ def history(tmp_path_factory: pytest.TempPathFactory, unused_tcp_port_factory: A
     psutil.Process(hung.pids[1]).suspend()
     hung.end()
 
-    last = Attempt(stages.start(root, config.model_copy(update={"attempt": 4})))
+    last = Attempt(stages.start(root, config.model_copy(update={"attempt": 4}), stages.container))
     last.end()
     return [killed, stopped, hung, last]
 
@@ -247,7 +247,7 @@ def test_a_held_out_task_is_measured_apart_from_the_start_to_the_end(
 
 
 def test_a_stage_that_is_done_says_so_without_training(undisturbed: stages.Run) -> None:
-    again, code = stages.run(undisturbed.root, undisturbed.config.model_copy(update={"attempt": 2}))
+    again, code = stages.run(undisturbed.root, undisturbed.config.model_copy(update={"attempt": 2}), stages.container)
     assert code == 0
     assert again.report.already_done
     assert again.report.digest == manifest.manifest_digest(undisturbed.folder / "model")
