@@ -84,6 +84,9 @@ class StageType(StrEnum):
 COMPARING = frozenset({StageType.REWARD, StageType.DPO})
 """Stages that learn from answers compared with each other."""
 
+STARTING_FROM_MODEL = frozenset({StageType.DPO, StageType.REWARD, StageType.PPO})
+"""Stages that random weights are no start for."""
+
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 """`sha256:` and 64 hex digits; of an artifact: the sha256 of its `manifest.json`."""
 Uri = Annotated[str, Field(min_length=1, max_length=2048)]

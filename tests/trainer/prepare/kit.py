@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from trimtab_trainer import prepare
 from trimtab_trainer.config import PrepareConfig, PrepareReport
 from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.data.tokenizer import train_tokenizer
+from trimtab_trainer.settings import TokenizerTraining
 
 TINY = {
     "model_type": "llama",
@@ -37,6 +42,15 @@ def stage(name: str, kind: str, *uris: str, **fields: Any) -> dict[str, Any]:
 
 def sft(*uris: str, **fields: Any) -> dict[str, Any]:
     return stage("chat", "sft", *uris, **{"loss": "assistant", **fields})
+
+
+def tiny_model(path: Path) -> Path:
+    """A model of `TINY` with random weights and its tokenizer, in Hugging Face's format."""
+    train_tokenizer(iter(["What is it? It is 1."] * 9), TokenizerTraining(vocabulary_size=300), path)
+    torch.manual_seed(1)
+    options = {key: value for key, value in TINY.items() if key != "model_type"}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, **options)).save_pretrained(path)
+    return path
 
 
 def config(root: Path, *stages: dict[str, Any], model: dict[str, Any] | None = None, uid: str = "u-1") -> PrepareConfig:

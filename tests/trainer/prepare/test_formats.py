@@ -255,7 +255,7 @@ def test_a_reward_stage_reads_pairs_and_rankings(tmp_path: Path, row: Any, name:
 @pytest.mark.parametrize(
     ("row", "cause"),
     [
-        ({"completions": ["a"], "ranks": [1]}, "'completions' has 1 answers: there is nothing to compare"),
+        ({"completions": ["a"], "ranks": [1]}, "'completions' has 1 answer: there is nothing to compare"),
         ({"completions": ["a", "b"], "ranks": [1, 1]}, "all completions are ties"),
         ({"completions": ["a", "b"], "ranks": [1]}, "'ranks' is not one number for each of the 2 answers"),
         ({"completions": ["a", "b"], "ranks": [1, "x"]}, "'ranks' is not one number"),

@@ -6,25 +6,15 @@ import struct
 from pathlib import Path
 
 import pytest
-import torch
-from tests.trainer.prepare.kit import TINY, chats, leftovers, opened, run, sft, write_jsonl
-from transformers import LlamaConfig, LlamaForCausalLM
+from tests.trainer.prepare.kit import TINY, chats, leftovers, opened, run, sft, tiny_model, write_jsonl
 
 from trimtab_trainer import manifest
-from trimtab_trainer.data.tokenizer import train_tokenizer
 from trimtab_trainer.errors import BadConfiguration, InputMissing, StageError
-from trimtab_trainer.settings import TokenizerTraining
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tiny model with its tokenizer, in Hugging Face's format."""
-    path = tmp_path / "model"
-    train_tokenizer(iter(["What is it? It is 1."] * 9), TokenizerTraining(vocabulary_size=300), path)
-    torch.manual_seed(1)
-    options = {key: value for key, value in TINY.items() if key != "model_type"}
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, **options)).save_pretrained(path)
-    return path
+    return tiny_model(tmp_path / "model")
 
 
 @pytest.fixture
@@ -141,7 +131,7 @@ def test_random_weights_with_a_given_tokenizer(folder: Path, data: str, tmp_path
     [
         ({}, "give exactly one of uri and config"),
         ({"config": TINY}, "random weights need a tokenizer"),
-        ({"uri": "FOLDER", "tokenizerTrain": {}}, "keeps its tokenizer; remove"),
+        ({"uri": "FOLDER", "tokenizerTrain": {}}, "keeps its tokenizer and template"),
         ({"uri": "FOLDER", "revision": "main"}, r"only hf:// has revisions"),
         ({"uri": "FOLDER", "secretPath": "/x"}, "file:// takes no secret"),
     ],

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.trainer.prepare.kit import chats, opened, run, sft, stage, write_jsonl
 
 from trimtab_trainer.data.store import VALIDATION
 from trimtab_trainer.data.tokenizer import load_tokenizer
-from trimtab_trainer.errors import BadConfiguration, BadData
 
 
 def ppo(*uris: str, **fields: Any) -> dict[str, Any]:
@@ -30,24 +28,3 @@ def test_each_row_is_one_prompt_up_to_where_the_model_answers(tmp_path: Path) ->
             assert len(row.segment_lengths) == 1
             assert text.endswith("?<|end|><|assistant|>")
             assert "It is" not in text
-
-
-def test_a_prompt_without_room_for_its_answer_is_named(tmp_path: Path) -> None:
-    chat = write_jsonl(tmp_path / "chat.jsonl", chats(20))
-    long = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "short?"}, {"prompt": "very " * 60}])
-    message = r"line 2 of .*long\.jsonl: \d+ tokens are more than maxLength = 64 less 16 for the answer; .*maxNewTokens"
-    with pytest.raises(BadData, match=message):
-        run(tmp_path / "root", sft(chat.as_uri()), ppo(long.as_uri()))
-
-
-def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
-    chat = write_jsonl(tmp_path / "chat.jsonl", chats(20))
-    pairs = write_jsonl(
-        tmp_path / "pairs.jsonl", [{"prompt": f"{i}", "chosen": "yes", "rejected": "no"} for i in range(9)]
-    )
-    root = tmp_path / "root"
-    digest = run(root, sft(chat.as_uri())).stages[0].digest
-    chosen = {"uri": (root / "prepared" / digest.removeprefix("sha256:")).as_uri(), "digest": digest}
-    policy = ppo(chat.as_uri(), fromStage=None, fromPrepared=chosen, rewardStage="score")
-    with pytest.raises(BadConfiguration, match=r"tokenizer of rewardFrom \(score\) is another one"):
-        run(root, stage("score", "reward", pairs.as_uri(), loss="completion"), policy)

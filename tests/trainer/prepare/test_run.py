@@ -322,15 +322,3 @@ def test_pairs_become_rows_of_chosen_and_rejected(tmp_path: Path, packing: bool)
             number = chosen.removeprefix("It is ").removesuffix(".<|end|>")
             assert number.isdecimal()
             assert rejected == f"I do not know {number}, sorry.<|end|>"
-
-
-def test_a_pair_without_a_difference_is_named_or_dropped(tmp_path: Path) -> None:
-    rows = [pair(i) for i in range(30)]
-    rows[4]["rejected"] = rows[4]["chosen"]
-    rows[9]["rejected"] = "very " * 100
-    data = write_jsonl(tmp_path / "data.jsonl", rows)
-    base = stage("prefer", "dpo", data.as_uri(), loss="completion")
-    expect(BadData, r"line 5 of .*chosen and rejected are the same; remove the record", tmp_path / "root", base)
-    dropping = base | {"onInvalid": "drop", "onTooLong": "drop", "maxDropped": 2}
-    report = run(tmp_path / "root", dropping)
-    assert (report.stages[0].records, report.stages[0].dropped) == (28, 2)

@@ -94,7 +94,8 @@ def _list_of(row: Row, key: str) -> list[Any]:
         raise InvalidRecord(f"'{key}' is a {type(values).__name__}, not a list", "write a list")
     if len(values) < 2:
         raise InvalidRecord(
-            f"'{key}' has {len(values)} answers: there is nothing to compare", "give two at least, or remove the record"
+            f"'{key}' has {len(values) or 'no'} answer{'' if len(values) == 1 else 's'}: there is nothing to compare",
+            "give two at least, or remove the record",
         )
     if len(values) > MOST_ANSWERS:
         raise InvalidRecord(f"'{key}' has {len(values)} answers, more than {MOST_ANSWERS}", "split the record")

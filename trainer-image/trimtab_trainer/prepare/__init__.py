@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from trimtab_trainer.config import PrepareConfig, PreparedStage, PrepareReport, PrepareStage
+from trimtab_trainer.config import STARTING_FROM_MODEL, PrepareConfig, PreparedStage, PrepareReport, PrepareStage
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.errors import BadConfiguration, StageError, StorageError, placed
 from trimtab_trainer.prepare.models import Base, resolve_base
@@ -85,6 +85,10 @@ def _origin(
         return _inherit(done[stage.from_stage], longest)
     if base is None:
         raise BadConfiguration("a stage without from needs spec.model")
+    if base.artifact is None and stage.type in STARTING_FROM_MODEL:
+        raise BadConfiguration(
+            f"a {stage.type} stage starts from a model, and there are random weights only; give from, or model.uri"
+        )
     # The tokenizer is trained on the first root stage's data; later roots take the same one.
     train = base.train if trained is None else None
     return Origin(base.tokenizer or trained, train, base.config, base.artifact is not None, longest)

@@ -18,8 +18,12 @@ from trimtab_trainer.data.tokenizer import TOKENIZER_FILES
 from trimtab_trainer.errors import BadConfiguration, InputMissing, placed
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
 from trimtab_trainer.prepare.unsafe import check_json_keys, check_model_folder, wanted_model_file
+from trimtab_trainer.prepare.weights import check_weights
 from trimtab_trainer.settings import Contract, TokenizerTraining
 from trimtab_trainer.volumes import local_path
+
+CHECKS_VERSION = 2
+"""Raised when a fetched model is looked at more closely than before, so that what was found earlier counts no more."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,19 @@ def resolve_base(model: BaseModelSource, root_uri: str, root: Path, scratch: Pat
     """
     if (model.uri is None) == (model.config is None):
         raise BadConfiguration("model: give exactly one of uri and config")
-    tokenizer = _fetch_tokenizer(model, scratch / "tokenizer") if model.tokenizer_uri else None
     if model.config is not None:
+        tokenizer = _fetch_tokenizer(model, scratch / "tokenizer") if model.tokenizer_uri else None
         if tokenizer is None and model.tokenizer_train is None:
             raise BadConfiguration("model: random weights need a tokenizer; give tokenizer.uri or tokenizer.train")
         return Base(None, model.config, tokenizer, None if tokenizer else model.tokenizer_train)
-    if model.tokenizer_train is not None:
-        raise BadConfiguration("model: a model with weights keeps its tokenizer; remove tokenizer.train")
+    if model.tokenizer_train is not None or model.tokenizer_uri is not None:
+        raise BadConfiguration(
+            "model: a model with weights keeps its tokenizer and template, whose tokens the weights have learnt; "
+            "remove tokenizer"
+        )
     artifact, folder = _weights(model, root_uri, root, scratch / "model")
     config = json.loads((folder / "config.json").read_bytes())
-    return Base(artifact, config, tokenizer or folder, None)
+    return Base(artifact, config, folder, None)
 
 
 def _weights(model: BaseModelSource, root_uri: str, root: Path, scratch: Path) -> tuple[Artifact, Path]:
@@ -69,8 +76,12 @@ def _weights(model: BaseModelSource, root_uri: str, root: Path, scratch: Path) -
     source = Source(uri, model.revision, Path(model.secret_path) if model.secret_path else None)
     if model.digest is not None:
         folder = local_path(uri)
-        manifest.verify(folder, model.digest)
+        kind = manifest.verify(folder, model.digest).kind
+        if kind != "model":
+            raise BadConfiguration(f"model: {uri} holds a {kind}, not a model; start from another stage's result")
         _fetch_model(source, scratch)
+        with placed(uri):
+            check_weights(folder)
         return Artifact(uri=uri, digest=model.digest), folder
     models = root / "models"
     note = models / "by-input" / f"{hashlib.sha256(f'{uri} {model.revision}'.encode()).hexdigest()}.json"
@@ -88,6 +99,8 @@ def _weights(model: BaseModelSource, root_uri: str, root: Path, scratch: Path) -
             file.path.rename(target)
         else:
             shutil.copyfile(file.path, target)
+    with placed(uri):
+        check_weights(draft)
     digest = manifest.seal(draft, "model", {"uri": uri, "revision": model.revision})
     models.mkdir(parents=True, exist_ok=True)
     folder = publish_addressed(draft, models, digest)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab_trainer.config import PrepareStage, StageType
+from trimtab_trainer.config import COMPARING, PrepareStage, StageType
 from trimtab_trainer.data.encode import Encoded, EncoderSettings, Place, Result, encode_all
 from trimtab_trainer.data.records import DropCause, InvalidRecord
 from trimtab_trainer.data.store import Int64, TokenStore, TokenWriter
@@ -94,10 +94,26 @@ def _usable(
                 replace(text, ids=text.ids[: stage.max_length], loss_mask=text.loss_mask[: stage.max_length].copy())
                 for text in result
             )
-        if all(text.loss_mask[1:].any() for text in result):
+        if twins := _twins(result) if stage.type in COMPARING else "":
+            cause = f"{twins} are the same tokens" + (f" at maxLength = {stage.max_length}" if cut else "")
+            rejects.invalid(place, InvalidRecord(cause, "remove the record: nothing is to be learnt from it"))
+        elif all(text.loss_mask[1:].any() for text in result):
             yield place, result, cut
         elif cut:
             cause = f"no label is left of it at maxLength = {stage.max_length}"
             rejects.drop(place, InvalidRecord(cause, "raise maxLength"), DropCause.NO_LABEL_LEFT)
         else:
             rejects.invalid(place, InvalidRecord("no token bears loss", "give it an answer, or remove it"))
+
+
+def _twins(answers: Sequence[Encoded]) -> str:
+    """Two answers that the model can't tell apart, by their ranks; empty where all differ.
+
+    Texts that differ can give the same tokens: a chat template may trim them, truncation may cut the difference off.
+    """
+    seen: dict[bytes, int] = {}
+    for i, answer in enumerate(answers):
+        first = seen.setdefault(answer.ids.tobytes(), i)
+        if first != i:
+            return "chosen and rejected" if len(answers) == 2 else f"the answers of place {first + 1} and {i + 1}"
+    return ""

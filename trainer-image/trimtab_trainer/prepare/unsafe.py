@@ -16,6 +16,8 @@ from trimtab_trainer.errors import InputMissing, UnsafeInput
 
 ALLOWED = (".safetensors", ".json", ".jinja", ".txt", ".md", ".model")
 REFUSED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".py", ".pyc", ".so", ".sh", ".h5", ".msgpack")
+MOST_HEADER_BYTES = 32 << 20
+"""Of one safetensors file; the headers of the largest models have a few million. A parser needs a multiple of it."""
 REFUSED_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
 
 
@@ -89,6 +91,12 @@ def _check_index(index: Any, name: str, present: set[str]) -> None:
 def _check_weights(file: DataFile) -> None:
     from safetensors import SafetensorError, safe_open
 
+    with file.path.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > MOST_HEADER_BYTES:
+        raise UnsafeInput(
+            f"{file.name}: its header claims {header:,} bytes, more than {MOST_HEADER_BYTES:,}; restore the file"
+        )
     try:
         with safe_open(file.path, framework="numpy"):
             pass  # opening checks header, offsets and the file's length
