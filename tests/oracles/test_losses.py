@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from trimtab_trainer.algorithms.causal_lm import segment_log_probs, token_loss_sum
+from trimtab_trainer.algorithms.causal_lm import logit_log_probs, segment_sums
 from trimtab_trainer.algorithms.preference import preference_losses
 from trimtab_trainer.algorithms.reward import comparison_losses, pool_last, ranking_losses
 from trimtab_trainer.settings import Preference, PreferenceLoss
@@ -56,6 +56,12 @@ def quiet(tmp_path: Path) -> dict[str, object]:
     return {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
 
 
+def token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Of the tokens that bear loss, [N]; logits [R, T, V] of the tokens after each."""
+    bears_loss = mask[:, 1:]
+    return logit_log_probs(logits[:, :-1][bears_loss], input_ids[:, 1:][bears_loss])[0]
+
+
 def gradients(loss: torch.Tensor, model: torch.nn.Module) -> list[torch.Tensor]:
     model.zero_grad()
     loss.backward()
@@ -78,7 +84,7 @@ def test_trl_sft(tokenizer: PreTrainedTokenizerFast, quiet: dict[str, object]) -
     expected = gradients(trainer.compute_loss(trainer.model, dict(batch)), trainer.model)
     with torch.no_grad():
         theirs = trainer.compute_loss(trainer.model, dict(batch))
-    loss = token_loss_sum(logits, batch["input_ids"], labels != -100) / 5
+    loss = -token_log_probs(logits, batch["input_ids"], labels != -100).sum() / 5
     same(loss.detach(), theirs)
     torch.testing.assert_close(gradients(loss, ours), expected, atol=1e-5, rtol=1e-5)
 
@@ -122,7 +128,7 @@ def dpo(tokenizer: PreTrainedTokenizerFast, quiet: dict[str, object]) -> Callabl
 
         def log_probs(model: LlamaForCausalLM) -> torch.Tensor:
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            return segment_log_probs(logits, batch["input_ids"], mask, lengths)
+            return segment_sums(token_log_probs(logits, batch["input_ids"], mask), lengths)
 
         with torch.no_grad():
             policy_sums, reference_sums = (log_probs(model) for model in untouched)
@@ -181,7 +187,7 @@ def test_openrlhf_sft(openrlhf_loss: ModuleType) -> None:
     count = int(mask.sum())
     log_probs = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
     theirs = openrlhf_loss.SFTLoss()(log_probs, mask[:, 1:], batch_num_tokens=count)
-    same(token_loss_sum(logits, ids, mask) / count, theirs)
+    same(-token_log_probs(logits, ids, mask).sum() / count, theirs)
 
 
 def test_liger_dpo() -> None:
@@ -195,7 +201,7 @@ def test_liger_dpo() -> None:
 
     def log_probs(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         logits = torch.nn.functional.pad(states @ weight.T, (0, 0, 0, 1))
-        return segment_log_probs(logits, ids, mask, mask.sum(dim=1).tolist())
+        return segment_sums(token_log_probs(logits, ids, mask), mask.sum(dim=1).tolist())
 
     ratios = log_probs(hidden, head) - log_probs(reference, reference_head)
     same(preference_losses(margins_of(ratios), Preference(beta=0.3)).mean(), theirs)
@@ -209,6 +215,6 @@ def test_deepspeed_chunked_cross_entropy() -> None:
     targets = torch.where(mask, ids, -100)[:, 1:].reshape(-1)
     predictions = logits[:, :-1].reshape(-1, VOCABULARY)
     theirs = chunked_cross_entropy(predictions, targets, reduction="mean", block_rows=5, backend="torch")
-    ours = token_loss_sum(logits, ids, mask) / mask.sum()
+    ours = -token_log_probs(logits, ids, mask).sum() / mask.sum()
     same(ours, theirs)
     same(torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0])

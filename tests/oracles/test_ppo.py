@@ -11,9 +11,10 @@ import torch
 from trl.trainer.utils import entropy_from_logits
 
 from trimtab_trainer.algorithms.advantages import gae, moments, whiten
+from trimtab_trainer.algorithms.causal_lm import entropy
 from trimtab_trainer.algorithms.importance import importance_weights, sequence_importance_weights
 from trimtab_trainer.algorithms.kl import kl_estimates, next_coefficient
-from trimtab_trainer.algorithms.ppo import entropy, policy_loss, token_rewards, value_loss
+from trimtab_trainer.algorithms.ppo import policy_loss, token_rewards, value_loss
 
 same = partial(torch.testing.assert_close, atol=1e-6, rtol=1e-6)
 CLIP = 0.2

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_trainer.algorithms.ppo import entropy, missing_end_scores, policy_loss, token_rewards, value_loss
+from trimtab_trainer.algorithms.causal_lm import entropy
+from trimtab_trainer.algorithms.ppo import missing_end_scores, policy_loss, token_rewards, value_loss
 
 LOG_PROBS = torch.tensor([-1.0, -0.5, -2.0])
 OLD = torch.tensor([-1.2, -0.5, -1.0])

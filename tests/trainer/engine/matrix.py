@@ -15,19 +15,18 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tests.trainer.engine.stages import stage
-from torch.nn.functional import cross_entropy
+from tests.trainer.engine.stages import VOCABULARY, stage
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PreparedData
-from trimtab_trainer.engine import loop, objectives
+from trimtab_trainer.engine import head, loop
 from trimtab_trainer.engine.batches import MicroBatch, plan_steps
 from trimtab_trainer.engine.build import build_objective
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
 from trimtab_trainer.engine.networks import Scorer
-from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise
+from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise, Sums
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.settings import Lora, Preference
 
@@ -56,6 +55,10 @@ def cells() -> list[tuple[int, int, str, str]]:
     return [*exact, *rounded]
 
 
+def tied_cells() -> list[tuple[int, int, str, str]]:
+    return list(itertools.product((0, 3), (1,), ("sgd",), ("fp32",)))
+
+
 def dpo_cells() -> list[tuple[int, int, str, str]]:
     return list(itertools.product((0, 3), (1, 4), ("sgd", "adamw"), ("fp32",)))
 
@@ -72,27 +75,32 @@ def lora_dpo_cells() -> list[tuple[int, int, str, str]]:
     return list(itertools.product((0, 2, 3), (1,), ("adamw",), ("fp32",)))
 
 
-def mean_of_micro_batch(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+class MeanOfMicroBatch(NextToken):
     """The plausible mistake: each micro-batch counts the same, whatever its number of tokens."""
-    mask = loss_mask[:, 1:]
-    return 6.0 * cross_entropy(logits[:, :-1][mask].float(), input_ids[:, 1:][mask]) if mask.any() else 0 * logits.sum()
+
+    def sums(self, outputs: torch.Tensor, batch: MicroBatch) -> Sums:
+        return Sums(super().sums(outputs, batch).loss * 6.0 / max(1, outputs.shape[1]))
 
 
 class PerToken(Pairwise):
     """The plausible mistake: log-probabilities are averaged over the answer's tokens."""
 
-    def _log_probs(self, logits: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        return super()._log_probs(logits, batch) / torch.tensor(batch.loss_tokens)
+    def _log_probs(self, outputs: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        return super()._log_probs(outputs, batch) / torch.tensor(batch.loss_tokens)
 
 
 def pairwise(config: TrainConfig, prepared: PreparedData, kind: type[Pairwise] = Pairwise) -> Pairwise:
     """Held to other weights than those it starts from, so that no margin is 0."""
     other = config.model_copy(update={"recipe": config.recipe.model_copy(update={"seed": REFERENCE_SEED})})
     reference = load_model(other, prepared, verify=False).eval()
-    return kind(
-        lambda batch: reference(batch.input_ids, batch.position_ids),
-        Preference(beta=BETA),
-    )
+    return kind(reference, Preference(beta=BETA))
+
+
+def tied(prepared: PreparedData) -> PreparedData:
+    """The same for a model whose head is its embedding."""
+    opened = PreparedData(prepared.folder)
+    opened.model_config["tie_word_embeddings"] = True
+    return opened
 
 
 def scorer(config: TrainConfig, prepared: PreparedData) -> Scorer:
@@ -139,10 +147,14 @@ def adapted(zero: int, micro: int, optimizer: str, precision: str) -> TrainConfi
 
 def main() -> None:
     *folders, out = map(Path, sys.argv[1:])
+    head.CHUNK_BYTES["cpu"] = 3 * 4 * VOCABULARY  # three tokens a chunk
     group = Group()
     texts, pairs, rankings = (PreparedData.open(folder, None) for folder in folders)
     for cell in cells():
         run_cell(configure(*cell), texts, group, NextToken(), out / cell_name(*cell))
+    for cell in tied_cells():
+        run_cell(configure(*cell), tied(texts), group, NextToken(), out / f"tied-{cell_name(*cell)}")
+        run_cell(adapted(*cell), tied(texts), group, None, out / f"tied-lora-{cell_name(*cell)}")
     for cell in dpo_cells():
         config = configure(*cell)
         run_cell(config, pairs, group, pairwise(config, pairs), out / f"dpo-{cell_name(*cell)}")
@@ -157,8 +169,7 @@ def main() -> None:
         run_cell(config, rankings, group, None, out / f"reward-{cell_name(*cell)}")
     plain = configure(0, 1, "sgd", "fp32")
     run_cell(plain, pairs, group, pairwise(plain, pairs, PerToken), out / "dpo-naive")
-    objectives.token_loss_sum = mean_of_micro_batch
-    run_cell(plain, texts, group, NextToken(), out / "naive")
+    run_cell(plain, texts, group, MeanOfMicroBatch(), out / "naive")
     group.barrier()
 
 

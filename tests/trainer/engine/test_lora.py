@@ -75,7 +75,7 @@ class OneProcess:
         self.module, self.device, self.deepspeed = module, torch.device("cpu"), LanguageModel(module)
 
     def outputs(self, batch: MicroBatch) -> torch.Tensor:
-        found: torch.Tensor = self.deepspeed(batch.input_ids, batch.position_ids)
+        found: torch.Tensor = self.deepspeed(batch)
         return found
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from trimtab_trainer.algorithms.causal_lm import token_loss_sum
 from trimtab_trainer.data.store import Row
 from trimtab_trainer.engine.batches import MicroBatch, collate
+from trimtab_trainer.engine.networks import LanguageModel
 
 TINY = {
     "vocab_size": 64,
@@ -67,7 +67,7 @@ def test_gradients_of_packed_rows_are_the_sum_of_those_of_each_segment_alone(mod
     def gradients(batches: list[MicroBatch]) -> list[torch.Tensor]:
         model.zero_grad()
         for batch in batches:
-            token_loss_sum(forward(model, batch), batch.input_ids, batch.loss_mask).backward()
+            (-LanguageModel(model)(batch)[0].sum()).backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     packed = gradients([collate([row(A, B), row(C, D)], padding_id=1)])
@@ -79,7 +79,7 @@ def test_gradients_of_packed_rows_are_the_sum_of_those_of_each_segment_alone(mod
 def test_a_micro_batch_without_rows_has_no_loss_and_gradients_of_zero(model: PreTrainedModel) -> None:
     model.zero_grad()
     batch = collate([], padding_id=1)
-    loss = token_loss_sum(forward(model, batch), batch.input_ids, batch.loss_mask)
+    loss = -LanguageModel(model)(batch)[0].sum()
     loss.backward()
     assert loss.item() == 0
     assert all(not p.grad.any() for p in model.parameters())

@@ -10,11 +10,12 @@ import torch
 from tests.trainer.engine.stages import TINY_LLAMA
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from trimtab_trainer.algorithms.causal_lm import segment_log_probs
+from trimtab_trainer.algorithms.causal_lm import segment_sums
 from trimtab_trainer.algorithms.preference import preference_losses
 from trimtab_trainer.data.store import Row
 from trimtab_trainer.engine.batches import MicroBatch, collate
 from trimtab_trainer.engine.model import disable_dropout
+from trimtab_trainer.engine.networks import LanguageModel
 from trimtab_trainer.engine.objectives import Pairwise
 from trimtab_trainer.settings import Preference, PreferenceLoss
 
@@ -52,8 +53,8 @@ def models() -> list[PreTrainedModel]:
 
 
 def forward(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
-    logits: torch.Tensor = model(batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
-    return logits
+    outputs: torch.Tensor = LanguageModel(model)(batch)
+    return outputs
 
 
 def pairs(*answers: list[int]) -> Row:
@@ -82,7 +83,7 @@ def test_d6_packed_and_padded_pairs_have_the_log_probs_and_gradients_of_each_ans
     answers = [CHOSEN, REJECTED, [*REJECTED, 40], CHOSEN[:2], [8, 2], [9, 9, 2]]
     batch = collate([pairs(*answers[:4]), pairs(*answers[4:])], padding_id=1)
     with torch.no_grad():
-        found = segment_log_probs(forward(policy, batch), batch.input_ids, batch.loss_mask, batch.loss_tokens)
+        found = segment_sums(forward(policy, batch)[0], batch.loss_tokens)
         alone = torch.stack([log_prob(policy, answer) for answer in answers])
     torch.testing.assert_close(found.double(), alone, atol=1e-5, rtol=1e-6)
 

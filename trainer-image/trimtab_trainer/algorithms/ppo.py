@@ -97,11 +97,3 @@ def value_loss(values: torch.Tensor, old_values: torch.Tensor, returns: torch.Te
     plain = (values - returns).square()
     clipped = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns).square()
     return ValueTerms(torch.maximum(plain, clipped) / 2, clipped > plain)
-
-
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of each softmax distribution, in nats: fp32 [N] of logits [N, V]. A logit of -inf adds nothing."""
-    log_probs = logits.float().log_softmax(dim=-1)
-    # 0 · -inf is not a number.
-    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-    return -(log_probs.exp() * finite).sum(dim=-1)

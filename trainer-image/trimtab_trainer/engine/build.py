@@ -40,7 +40,7 @@ def build_loop(
     models = Models(
         actor=engine,
         critic=Engine(critic, config),
-        reference=load_reference(config.reference, config.precision, group.device, verify=verify),
+        reference=load_reference(config.reference, config, group.device, verify=verify),
         reward=frozen(judge, group.device),
         offset=offset,
     )
@@ -68,10 +68,6 @@ def build_objective(config: TrainConfig, group: Group, engine: Engine) -> Object
                 return engine.outputs(batch)
 
         return Pairwise(switched_off, config.preference)
-    model = load_reference(config.reference, config.precision, group.device, verify=group.is_first_of_pod)
+    model = load_reference(config.reference, config, group.device, verify=group.is_first_of_pod)
 
-    def forward(batch: MicroBatch) -> torch.Tensor:
-        logits: torch.Tensor = model(batch.input_ids, batch.position_ids)
-        return logits
-
-    return Pairwise(forward, config.preference)
+    return Pairwise(model, config.preference)

@@ -8,10 +8,8 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from trimtab_trainer.algorithms.causal_lm import targets
-from trimtab_trainer.algorithms.ppo import entropy, missing_end_scores
+from trimtab_trainer.algorithms.ppo import missing_end_scores
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import PlanName, PreparedData
 from trimtab_trainer.engine.batches import MicroBatch, collate, micro_batch_count, rows_of_rank
@@ -102,20 +100,14 @@ class Judge:
         rows = [episode.row for episode in episodes]
         return collate(rows, self._prepared.info.padding_id).to(self._models.actor.device)
 
-    def log_probs(self, logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the N actions, fp32 [N], and the entropies of their distributions, at the sampling temperature."""
-        found, tokens = targets(logits, batch.input_ids, batch.loss_mask)
-        found = found / self._rollout.temperature
-        return -cross_entropy(found, tokens, reduction="none"), entropy(found.detach())
-
     def values(self, scores: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """V of the state before each action, fp32 [N], of the critic's scores [R, T]."""
         return scores[:, :-1][batch.loss_mask[:, 1:]] - self._models.offset
 
     def _judge(self, episodes: Sequence[Episode]) -> list[Experience]:
         models, batch = self._models, self.collate(episodes)
-        log_probs, entropies = self.log_probs(models.actor.outputs(batch), batch)
-        reference, _ = self.log_probs(models.reference(batch.input_ids, batch.position_ids), batch)
+        log_probs, entropies = models.actor.outputs(batch)
+        reference, _ = models.reference(batch)
         values = self.values(models.critic.outputs(batch), batch)
         ended = torch.tensor([episode.ended for episode in episodes], dtype=torch.bool, device=values.device)
         scores = rewards(models.reward, models.offset, batch)

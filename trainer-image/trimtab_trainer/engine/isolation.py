@@ -44,8 +44,9 @@ def check_isolation(engine: Engine, prepared: PreparedData, stage: str) -> None:
 
 
 def _second_outputs(engine: Engine, first: NDArray[np.int32], second: NDArray[np.int32]) -> torch.Tensor:
-    """fp32 [6, …]: outputs for the second of two packed segments."""
+    """fp32 [K, 5 or 6]: outputs for tokens of the second of two packed segments only."""
     ids = np.concatenate([first, second])
-    row = Row(ids, np.zeros(len(ids), dtype=np.bool_), [len(first), len(second)], [0, 0])
+    bears_loss = np.arange(len(ids)) > len(first)
+    row = Row(ids, bears_loss, [len(first), len(second)], [0, 0])
     batch = collate([row], padding_id=0).to(engine.device)
-    return engine.outputs(batch)[0, len(first) :].float()
+    return engine.outputs(batch)[:, -np.count_nonzero(bears_loss) :]

@@ -125,7 +125,7 @@ class Trained:
         ids = _probe_ids(engine.module).to(engine.device)
         positions = torch.arange(ids.shape[1], device=engine.device)[None]
         with torch.no_grad():
-            logits: torch.Tensor = engine.deepspeed(ids, positions)
+            logits = engine.module(input_ids=ids, position_ids=positions, use_cache=False).logits
         layers = [module for module in engine.module.modules() if isinstance(module, LoraLayer)]
         return cls(config, lora, tensors, logits[0].float().cpu(), any(layer.fan_in_fan_out for layer in layers))
 

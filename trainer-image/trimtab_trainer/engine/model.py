@@ -71,9 +71,10 @@ def disable_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def load_reference(reference: Artifact, precision: Precision, device: torch.device, *, verify: bool) -> LanguageModel:
+def load_reference(reference: Artifact, config: TrainConfig, device: torch.device, *, verify: bool) -> Network:
     """Frozen weights on `device`, with dropout off, in the precision and with the kernels of the model in training."""
-    return cast(LanguageModel, frozen(LanguageModel(_causal_lm(reference, DTYPES[precision], verify=verify)), device))
+    model = _causal_lm(reference, DTYPES[config.precision], verify=verify)
+    return frozen(LanguageModel(model, _temperature(config)), device)
 
 
 def load_scorer(artifact: Artifact, precision: Precision, *, verify: bool) -> tuple[Scorer, float]:
@@ -102,8 +103,13 @@ def _build(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> Netw
         folder = _verified(config.model, verify=verify)
         return Scorer(add_head(folder, seed, dtype=dtype, **_LOADING))
     if config.model is None:
-        return LanguageModel(_random_model(prepared, seed, dtype))
-    return LanguageModel(_causal_lm(config.model, dtype, verify=verify))
+        return LanguageModel(_random_model(prepared, seed, dtype), _temperature(config))
+    return LanguageModel(_causal_lm(config.model, dtype, verify=verify), _temperature(config))
+
+
+def _temperature(config: TrainConfig) -> float:
+    """Of log-probabilities: the one that `ppo` samples at, so that they are those of what was drawn."""
+    return config.ppo.rollout.temperature if config.ppo else 1.0
 
 
 def _causal_lm(artifact: Artifact, dtype: torch.dtype, *, verify: bool) -> PreTrainedModel:

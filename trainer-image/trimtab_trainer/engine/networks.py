@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from trimtab_trainer.algorithms.causal_lm import logit_log_probs
+from trimtab_trainer.engine.batches import MicroBatch
+from trimtab_trainer.engine.head import find_head, hidden_states
+
 
 class Network(nn.Module):
-    """A model with one forward pass from ids to what the stage's objective takes.
+    """A model with one forward pass from a batch to what the stage's objective takes.
 
-    It takes `input_ids` and `position_ids`, both int64 [R, T]. There is no attention mask: segments are isolated by
-    `position_ids`, which restart at 0.
+    There is no attention mask: segments are isolated by `position_ids`, which restart at 0.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
+    @abstractmethod
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        """Of a micro-batch on the model's device."""
+
 
 class LanguageModel(Network):
-    """Logits of the next token, [R, T, V]."""
+    """Of the N loss-bearing tokens: log-probabilities, and entropies without a gradient, in nats; fp32 [2, N]."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    def __init__(self, model: PreTrainedModel, temperature: float = 1.0) -> None:
+        """`temperature`: what the logits are divided by."""
+        super().__init__(model)
+        self._temperature = temperature
+        self.head = find_head(model, temperature)
+
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """See `Network`."""
-        logits: torch.Tensor = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-        return logits
+        bears_loss = batch.loss_mask[:, 1:]
+        tokens = batch.input_ids[:, 1:][bears_loss]
+        if self.head is None:
+            logits = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+            return logit_log_probs(logits[:, :-1][bears_loss], tokens, self._temperature)
+        hidden = hidden_states(self.model, batch.input_ids, batch.position_ids)
+        found: torch.Tensor = self.head(hidden[:, :-1][bears_loss], tokens)
+        return found
 
 
 class Scorer(Network):
     """A score for each token, fp32 [R, T]: that of the text up to it. `model` is one for sequence classification."""
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """See `Network`.
 
         transformers' own forward pass would pool the last token that is no padding token by its id, and so the wrong
         one where a text ends with that token; which token counts is the caller's to say (`pool_last`).
         """
-        hidden = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)[0]
+        hidden = hidden_states(self.model, batch.input_ids, batch.position_ids)
         scores: torch.Tensor = cast(nn.Module, self.model.score)(hidden)
         return scores.squeeze(-1).float()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from trimtab_trainer.algorithms.causal_lm import segment_log_probs, token_loss_sum
+from trimtab_trainer.algorithms.causal_lm import segment_sums
 from trimtab_trainer.algorithms.preference import preference_losses
 from trimtab_trainer.algorithms.reward import comparison_losses, pool_last, ranking_losses
 from trimtab_trainer.data.store import PlanName, PreparedData
@@ -53,12 +53,16 @@ class NextToken:
         return prepared.loss_tokens(plan, start, stop)
 
     def sums(self, outputs: torch.Tensor, batch: MicroBatch) -> Sums:
-        """See `Objective.sums`."""
-        return Sums(token_loss_sum(outputs, batch.input_ids, batch.loss_mask))
+        """See `Objective.sums`; `outputs`: of a `LanguageModel`.
+
+        A mean over a micro-batch would weigh tokens by the luck of their neighbours (transformers issue 34191).
+        """
+        log_probs, _ = outputs
+        return Sums(-log_probs.sum())
 
 
 Forward = Callable[[MicroBatch], torch.Tensor]
-"""Logits [R, T, V] of a micro-batch."""
+"""What a network answers for a micro-batch."""
 
 
 class Ranked:
@@ -116,7 +120,10 @@ class Pairwise:
         return prepared.rankings(plan, start, stop)
 
     def sums(self, outputs: torch.Tensor, batch: MicroBatch) -> Sums:
-        """See `Objective.sums`. A reward is beta times the log-ratio to the reference (Rafailov et al. 2023, § 4)."""
+        """See `Objective.sums`; `outputs`: of a `LanguageModel`.
+
+        A reward is beta times the log-ratio to the reference (Rafailov et al. 2023, § 4).
+        """
         with torch.no_grad():
             reference = self._log_probs(self._reference(batch), batch)
         chosen, rejected = (self._log_probs(outputs, batch) - reference).view(-1, 2).unbind(dim=1)
@@ -127,5 +134,5 @@ class Pairwise:
         losses = preference_losses(chosen - rejected, self._settings)
         return Sums(losses.sum(), {name: value.sum() for name, value in zip(self.metrics, values, strict=True)})
 
-    def _log_probs(self, logits: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        return segment_log_probs(logits, batch.input_ids, batch.loss_mask, batch.loss_tokens)
+    def _log_probs(self, outputs: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        return segment_sums(outputs[0], batch.loss_tokens)

@@ -217,7 +217,7 @@ class PpoLoop:
         ratio = 0.0
         for chunk in self._judge.micro_batches(part, rows):
             batch = self._judge.collate([each.episode for each in chunk])
-            log_probs, _ = self._judge.log_probs(actor.outputs(batch), batch)
+            log_probs, _ = actor.outputs(batch)
             old = self._joined([each.log_probs for each in chunk])
             advantages = self._joined([each.advantages for each in chunk])
             policy = policy_loss(log_probs, old, advantages, self._ppo.clip_range)

@@ -48,4 +48,4 @@ def read_offset(folder: Path) -> float:
 @torch.no_grad()
 def rewards(network: Network, offset: float, batch: MicroBatch) -> torch.Tensor:
     """fp32 [S]: of each segment, the score of its last token less the offset."""
-    return pool_last(network(batch.input_ids, batch.position_ids), batch.segment_lengths) - offset
+    return pool_last(network(batch), batch.segment_lengths) - offset

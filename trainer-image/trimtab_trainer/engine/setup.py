@@ -80,7 +80,7 @@ class Engine:
 
     def outputs(self, batch: MicroBatch) -> torch.Tensor:
         """Forward pass: what the network answers."""
-        outputs: torch.Tensor = self.deepspeed(batch.input_ids, batch.position_ids)
+        outputs: torch.Tensor = self.deepspeed(batch)
         return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
