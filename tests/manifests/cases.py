@@ -290,6 +290,16 @@ REFUSED = (
         ("spec.stages[0].pretrain.validation", "exactly one of data and fraction"),
     ),
     Refused(
+        "early stopping without measurements",
+        _stage(0, pretrain=_TEXT | {"validation": _TEXT | {"earlyStopping": {}}}),
+        ("spec.stages[0].pretrain.validation", "earlyStopping compares measurements of the validation loss; add every"),
+    ),
+    Refused(
+        "patience of 0",
+        _stage(0, pretrain=_TEXT | {"validation": _TEXT | {"everySteps": 5, "earlyStopping": {"patience": 0}}}),
+        ("spec.stages[0].pretrain.validation.earlyStopping.patience",),
+    ),
+    Refused(
         "model from two places",
         _model(uri="pvc://models/base", config={"model_type": "llama"}),
         ("spec.model", "exactly one of uri and config"),

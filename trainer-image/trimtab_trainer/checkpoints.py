@@ -15,7 +15,7 @@ from trimtab_trainer import manifest
 from trimtab_trainer.config import CheckpointReport, Digest, StageType, TrainConfig
 from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing
 from trimtab_trainer.ppo_settings import Ppo
-from trimtab_trainer.settings import Contract, Lora, Precision, Preference, Recipe, ZeroStage
+from trimtab_trainer.settings import Contract, EarlyStopping, Lora, Precision, Preference, Recipe, ZeroStage
 from trimtab_trainer.supervisor.fence import Fence
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,20 @@ class Identity(Contract):
     preference: Preference | None = None
     reward: Digest | None = None
     ppo: Ppo | None = None
+    early_stopping: EarlyStopping | None = None
+    validation_every_steps: int | None = None
+    """With early stopping; otherwise it has no part in the result."""
     precision: Precision
     zero_stage: ZeroStage
+
+
+class Best(Contract):
+    """The best measurement of the validation loss so far."""
+
+    step: int
+    loss: float
+    measured_since: int = 0
+    """Measurements after it, none of which was an improvement."""
 
 
 class TrainerState(Contract):
@@ -52,6 +64,8 @@ class TrainerState(Contract):
     tokens: int
     loop: dict[str, float] = {}
     """What the stage's loop carries to the next step, by name."""
+    best: Best | None = None
+    """With early stopping, once the validation loss has been measured; its checkpoint is kept."""
     world_size: int
     threads: int
     attempt: int
@@ -67,6 +81,8 @@ def identity(config: TrainConfig) -> Identity:
         preference=config.preference,
         reward=config.reward.digest if config.reward else None,
         ppo=config.ppo,
+        early_stopping=config.early_stopping,
+        validation_every_steps=config.validation_every_steps if config.early_stopping else None,
         recipe=config.recipe,
         lora=config.lora,
         precision=config.precision,
@@ -100,13 +116,17 @@ class Checkpoints:
         return [CheckpointReport(step=step, digest=manifest.manifest_digest(self.path(step))) for step in self.steps()]
 
     def publish(self, state: TrainerState, keep: int) -> str:
-        """Seal the draft of this step and give it its name, unless a newer attempt has come; returns the digest."""
+        """Seal the draft of this step and give it its name, unless a newer attempt has come; returns the digest.
+
+        The newest `keep` stay, and the best one.
+        """
         draft = self.draft(state.step)
         (draft / STATE_FILE).write_text(state.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
         digest = manifest.seal(draft, "checkpoint", lineage={"step": state.step, "attempt": state.attempt})
         self._fence.check()
         manifest.publish(draft, self.path(state.step))
-        for step in self.steps()[:-keep]:
+        kept = {*self.steps()[-keep:], state.best.step if state.best else state.step}
+        for step in set(self.steps()) - kept:
             shutil.rmtree(self.path(step))
         return digest
 
@@ -118,23 +138,23 @@ class Checkpoints:
     def newest_verified(self, config: TrainConfig) -> TrainerState | None:
         """State of the newest checkpoint whose every byte is as it was written; None where there never was one.
 
-        Corrupt ones are set aside, with a warning.
+        Corrupt ones are set aside, with a warning; so are those that count on the weights of a corrupt one.
 
         Raises:
             CorruptArtifact: there were checkpoints, but none is left.
             BadConfiguration: the checkpoint was written with other settings or another number of processes.
         """
-        for step in reversed(self.steps()):
-            folder = self.path(step)
-            try:
-                manifest.verify(folder)
-            except (CorruptArtifact, InputMissing) as error:
-                aside = self._set_aside(folder)
-                _log.warning("%s; set aside as %s, trying the one before", error.message, aside.name)
+        while steps := self.steps():
+            folder = self.path(steps[-1])
+            if not self._intact(folder):
                 continue
             state = TrainerState.model_validate_json((folder / STATE_FILE).read_bytes())
             _check_fits(folder, state, config)
-            return state
+            best = self.path(state.best.step) if state.best else folder
+            if best == folder or self._intact(best):
+                return state
+            aside = self._set_aside(folder)
+            _log.warning("%s counts on the weights of %s, which are lost; set aside as %s", folder, best, aside.name)
         if self.folder.is_dir() and any(_CORRUPT.fullmatch(p.name) for p in self.folder.iterdir()):
             raise CorruptArtifact(
                 f"{self.folder}: no checkpoint is left that can be resumed from; restore one from a backup, "
@@ -142,6 +162,16 @@ class Checkpoints:
                 stage=config.stage,
             )
         return None
+
+    def _intact(self, folder: Path) -> bool:
+        """Whether every byte is as it was written; a folder that is not is set aside, with a warning."""
+        try:
+            manifest.verify(folder)
+        except (CorruptArtifact, InputMissing) as error:
+            aside = self._set_aside(folder).name if folder.is_dir() else "nothing"
+            _log.warning("%s; set aside as %s, trying the one before", error.message, aside)
+            return False
+        return True
 
     def _set_aside(self, folder: Path) -> Path:
         aside = folder.with_name(f"{folder.name}.corrupt")

@@ -20,6 +20,7 @@ from trimtab_trainer.settings import (
     Cap,
     Checkpoint,
     Contract,
+    EarlyStopping,
     FewShot,
     Lora,
     Loss,
@@ -218,6 +219,8 @@ class TrainConfig(Contract):
     """Of `ppo`; absent in other stages."""
     checkpoint: Checkpoint = Checkpoint()
     validation_every_steps: ValidationEverySteps | None = None
+    early_stopping: EarlyStopping | None = None
+    """Absent: train to the last step, whose weights are the result."""
     precision: Precision = Precision.BF16
     zero_stage: ZeroStage = 0
     nodes: Annotated[int, Field(ge=1)] = 1
@@ -281,7 +284,10 @@ class TrainReport(Contract):
     digest: Digest
     """Of `<folder>/model/manifest.json`."""
     step: int
+    """Steps done: fewer than `total_steps` where the stage stopped early."""
     total_steps: int
+    best_step: int | None = None
+    """The step whose weights are the result, where it is not the last one."""
     tokens: int = 0
     metrics: list[Metric] = []
     checkpoints: list[CheckpointReport] = []

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 from trimtab_trainer.checkpoints import Identity, identity
 from trimtab_trainer.config import JobIdentity, Metric, TrainConfig
 from trimtab_trainer.settings import Contract
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage has done by its end."""
+
+    step: int
+    """Optimiser steps done."""
+    best_step: int | None
+    """The step whose weights are the result, where it is not the last one."""
+    tokens: int
+    metrics: list[Metric]
+    """Of the step whose weights are the result."""
+    rows: list[dict[str, Any]]
+    """Of `metrics.jsonl`."""
+    offset: float | None
+    """Of a reward model: taken off its scores."""
 
 
 class Lineage(Contract):
@@ -23,6 +41,11 @@ class Lineage(Contract):
     """Of the weights as stored, in torch's words, e.g. `bfloat16`."""
     attempt: int
     step: int
+    """Optimiser steps done."""
+    total_steps: int | None = None
+    """Those that were planned; absent in results of old versions, which did them all."""
+    best_step: int | None = None
+    """The step whose weights these are, where it is not the last one."""
     tokens: int
     metrics: list[Metric]
     images: dict[str, str]
@@ -30,7 +53,7 @@ class Lineage(Contract):
 
     @classmethod
     def of(
-        cls, config: TrainConfig, *, dtype: str, step: int, tokens: int, metrics: list[Metric], versions: dict[str, str]
+        cls, config: TrainConfig, outcome: Outcome, *, dtype: str, total_steps: int, versions: dict[str, str]
     ) -> Self:
         """The lineage of what `config` made."""
         what = identity(config)
@@ -41,9 +64,11 @@ class Lineage(Contract):
             config_hash="sha256:" + hashlib.sha256(what.model_dump_json(by_alias=True).encode()).hexdigest(),
             dtype=dtype,
             attempt=config.attempt,
-            step=step,
-            tokens=tokens,
-            metrics=metrics,
+            step=outcome.step,
+            total_steps=total_steps,
+            best_step=outcome.best_step,
+            tokens=outcome.tokens,
+            metrics=outcome.metrics,
             images=config.images,
             versions=versions,
         )

@@ -127,6 +127,23 @@ ValidationEverySteps = Annotated[
         description="Measure the validation loss every so many steps, besides before the first and after the last.",
     ),
 ]
+Patience = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1000,
+        description="Stop after so many measurements of the validation loss in a row without an improvement; "
+        "3 by default.",
+    ),
+]
+MinimumImprovement = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1e6,
+        description="A loss is an improvement when it is lower than the best by more than this, in nats; 0 by default.",
+    ),
+]
 Weight = Annotated[float, Field(gt=0, le=1e6, description="Relative weight of this data set in the mixture.")]
 Cap = Annotated[
     int,
@@ -263,6 +280,13 @@ class Checkpoint(Contract):
 
     every_steps: EverySteps = 200
     keep: Keep = 2
+
+
+class EarlyStopping(Contract):
+    """Stop where the validation loss no longer falls; the result has the weights of the best measurement."""
+
+    patience: Patience = 3
+    minimum_improvement: MinimumImprovement = 0.0
 
 
 class SpecialTokens(Contract):

@@ -12,6 +12,8 @@ from trimtab_trainer.settings import (
     ExampleCount,
     ExampleMaximum,
     FewShotProportion,
+    MinimumImprovement,
+    Patience,
     ReplayFraction,
     TaskName,
     TemplateText,
@@ -139,6 +141,13 @@ MixtureSources = Annotated[
 ]
 
 
+class EarlyStopping(ApiModel):
+    """Stop where the validation loss no longer falls; the result has the weights of the best measurement."""
+
+    patience: Patience | None = None
+    minimum_improvement: MinimumImprovement | None = None
+
+
 class Validation(ApiModel):
     """Held-out rows for the validation loss."""
 
@@ -153,7 +162,27 @@ class Validation(ApiModel):
     every_steps: ValidationEverySteps | None = Field(default=None)
 
 
-class TaskValidation(Validation):
+class LossValidation(Validation):
+    """Held-out rows for the validation loss, which can end the stage."""
+
+    model_config = ApiModel.model_config | {
+        "json_schema_extra": rules(
+            ("has(self.data) != has(self.fraction)", "give exactly one of data and fraction"),
+            (
+                "!has(self.earlyStopping) || has(self.everySteps)",
+                "earlyStopping compares measurements of the validation loss; add everySteps",
+            ),
+        )
+    }
+
+    early_stopping: EarlyStopping | None = Field(
+        default=None,
+        description="Stop where the validation loss no longer falls, and take the weights with the best; absent: "
+        "train to the last step, whose weights are the result.",
+    )
+
+
+class TaskValidation(LossValidation):
     """Held-out rows for the validation loss; held-out tasks are measured beside them."""
 
     data: TaskSources | None = Field(default=None, description="Data sets of their own.")  # type: ignore[assignment]

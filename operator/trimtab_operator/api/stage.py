@@ -7,7 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 from trimtab_operator.api.base import ApiModel, StageName, rules
-from trimtab_operator.api.data import DataSource, DataSources, MixtureSources, TaskValidation, Validation
+from trimtab_operator.api.data import (
+    DataSource,
+    DataSources,
+    LossValidation,
+    MixtureSources,
+    TaskValidation,
+    Validation,
+)
 from trimtab_operator.api.pod import PodShape
 from trimtab_trainer.ppo_settings import (
     ClipRange,
@@ -136,7 +143,7 @@ class Pretrain(ApiModel):
     """Next-token loss on running text."""
 
     data: DataSources = Field(description="Text: .txt, or JSONL, CSV or Parquet with a text column.")
-    validation: Validation | None = Field(default=None, description="Held-out text.")
+    validation: LossValidation | None = Field(default=None, description="Held-out text.")
     max_length: MaxLength | None = None
     on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
     max_dropped: MaxDropped | None = None
@@ -173,7 +180,7 @@ class Dpo(ApiModel):
     }
 
     data: DataSources = Field(description="Preferences: prompt, chosen and rejected, as text or messages; hh-rlhf.")
-    validation: Validation | None = Field(default=None, description="Held-out pairs.")
+    validation: LossValidation | None = Field(default=None, description="Held-out pairs.")
     loss: PreferenceLoss | None = Field(
         default=None, description="sigmoid (DPO, default) or ipo (IPO, with sums of log-probabilities)."
     )
@@ -194,7 +201,7 @@ class Reward(ApiModel):
     data: DataSources = Field(
         description="Preferences: prompt, chosen and rejected; or rankings: prompt, completions and ranks."
     )
-    validation: Validation | None = Field(default=None, description="Held-out comparisons.")
+    validation: LossValidation | None = Field(default=None, description="Held-out comparisons.")
     max_length: MaxLength | None = None
     packing: Packing | None = None
     on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab_operator.api.data import LossValidation, Validation
 from trimtab_operator.api.finetunejob import FineTuneJob, Rollout
 from trimtab_operator.api.pod import PodShape
 from trimtab_operator.api.stage import Dpo, Ppo
@@ -41,7 +42,7 @@ from trimtab_trainer.config import (
     TrainConfig,
     dump,
 )
-from trimtab_trainer.settings import Contract, Preference
+from trimtab_trainer.settings import Contract, EarlyStopping, Preference
 
 RENDEZVOUS_PORT = 29500
 CONFIG_FILE = "stage.json"
@@ -151,6 +152,7 @@ def train_config(
         preference=_preference(stage.task) if isinstance(stage.task, Dpo) else None,
         checkpoint=stage.checkpoint,
         validation_every_steps=validation.every_steps if validation else None,
+        early_stopping=_early_stopping(validation),
         precision=stage.precision,
         zero_stage=stage.zero_stage,
         nodes=stage.nodes,
@@ -160,6 +162,12 @@ def train_config(
         progress_port=PROGRESS_PORT,
         images={"trainer": image},
     )
+
+
+def _early_stopping(validation: Validation | None) -> EarlyStopping | None:
+    if not isinstance(validation, LossValidation) or validation.early_stopping is None:
+        return None
+    return EarlyStopping(**validation.early_stopping.model_dump(exclude_none=True))
 
 
 def _preference(task: Dpo) -> Preference:

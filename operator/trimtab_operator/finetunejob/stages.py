@@ -43,7 +43,7 @@ def after_prepare(stages: tuple[StageStatus, ...], report: PrepareReport) -> tup
 
 
 def after_success(stage: StageStatus, report: TrainReport, folder: str, now: datetime) -> StageStatus | Problem:
-    """A stage whose attempt ended well. The message of the attempt is not kept."""
+    """A stage whose attempt ended well; its message says where the result is not that of the last planned step."""
     try:
         progress = StageProgress(
             step=report.step,
@@ -59,11 +59,22 @@ def after_success(stage: StageStatus, report: TrainReport, folder: str, now: dat
         "completion_time": timestamp(now),
         "progress": progress,
         "artifact": ArtifactStatus(uri=f"{folder}/model", digest=report.digest),
-        "message": "",
+        "message": _ending(report),
     }
     if report.checkpoints:
         update["checkpoints"] = [CheckpointStatus(step=c.step, digest=c.digest) for c in report.checkpoints[-10:]]
     return stage.model_copy(update=update)
+
+
+def _ending(report: TrainReport) -> str:
+    """Where the result does not have the weights of the last planned step: whose it has, and why."""
+    if report.best_step is None:
+        return ""
+    if report.step < report.total_steps:
+        return (
+            f"stopped early at step {report.step} of {report.total_steps}: validation loss best at {report.best_step}"
+        )
+    return f"validation loss best at step {report.best_step} of {report.total_steps}, whose weights are the result"
 
 
 def after_step(stage: StageStatus, step: Step, stuck: Stuck | None, suspend: bool, now: datetime) -> StageStatus:

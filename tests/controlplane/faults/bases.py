@@ -32,7 +32,7 @@ def _object(kind: str, spec: Object) -> Object:
 
 def _validated(task: str) -> Object:
     """A stage with held-out data."""
-    return {task: {"data": _DATA, "validation": {"data": _DATA}}}
+    return {task: {"data": _DATA, "validation": {"data": _DATA, "everySteps": 5}}}
 
 
 def _mixture(**source: Any) -> Object:

@@ -39,7 +39,10 @@ def world() -> World:
             {
                 "name": "two",
                 "from": "one",
-                "sft": {"data": [{"uri": "pvc://models/x.jsonl"}], "validation": {"fraction": 0.1, "everySteps": 5}},
+                "sft": {
+                    "data": [{"uri": "pvc://models/x.jsonl"}],
+                    "validation": {"fraction": 0.1, "everySteps": 5, "earlyStopping": {"minimumImprovement": 0.01}},
+                },
                 "nodes": 2,
                 "train": {"epochs": 1},
             },
@@ -177,6 +180,8 @@ def test_stage_json_is_the_contract() -> None:
     assert config.model.uri == f"pvc://models/m/job-{uid[:8]}/one/model"
     assert (config.nodes, config.processes_per_node, config.threads) == (2, 4, 2)
     assert config.validation_every_steps == 5
+    assert config.early_stopping is not None
+    assert (config.early_stopping.patience, config.early_stopping.minimum_improvement) == (3, 0.01)
     assert config.images == {"trainer": "trainer@sha256:1"}
 
 

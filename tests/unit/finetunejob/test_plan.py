@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -58,6 +59,28 @@ def test_one_stage_runs_to_complete() -> None:
     folder = f"pvc://models/m/job-{world.owner['metadata']['uid'][:8]}/one/model"
     assert world.stage("one")["artifact"] == {"uri": folder, "digest": DIGEST}
     assert len(world.status_writes) <= 6
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ({"step": 600, "bestStep": 400}, "stopped early at step 600 of 1000: validation loss best at 400"),
+        ({"step": 1000, "bestStep": 900}, "validation loss best at step 900 of 1000, whose weights are the result"),
+        ({"step": 1000}, ""),
+    ],
+)
+def test_a_stage_that_stopped_early_is_done_and_says_whose_weights_it_has(steps: dict[str, int], message: str) -> None:
+    world = World(spec(stage("one")))
+    world.settle()
+    world.succeed("prepare")
+    world.settle()
+    report = json.dumps({"kind": "train", "digest": DIGEST, "totalSteps": 1000, **steps})
+    for pod in world.pods("one"):
+        world.end(pod, 0, report)
+    world.settle()
+    assert (world.status["phase"], world.status["progressText"]) == ("Succeeded", "100%")
+    assert (world.stage("one")["phase"], world.stage("one")["message"]) == ("Succeeded", message)
+    assert world.stage("one")["progress"]["step"] == steps["step"]
 
 
 def test_stages_start_when_what_they_start_from_is_done_and_side_by_side() -> None:

@@ -28,7 +28,7 @@ def write_card(
 ) -> None:
     """Write `README.md` and the plots beside it; `moved` is None where the weights were random at first."""
     unit = _UNITS.get(config.type, "loss-bearing token")
-    _plot(folder / _PLOT, rows, unit)
+    _plot(folder / _PLOT, rows, unit, lineage.best_step)
     if moved is not None:
         change.draw(moved, folder / _CHANGE_PLOT)
     metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
@@ -56,7 +56,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 | records dropped | {_dropped(info)} |
 | records cut to {info.max_length:,} tokens | {info.truncated:,} |
 | tokens trained on | {lineage.tokens:,} |
-| optimiser steps | {lineage.step:,} |
+| optimiser steps | {_steps(lineage)} |
 | dtype | {lineage.dtype} |
 
 | metric (losses per {unit}) | value |
@@ -72,6 +72,15 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 ```
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _steps(lineage: Lineage) -> str:
+    """How many, and whose weights the result has."""
+    planned = lineage.total_steps or lineage.step
+    done = f"{lineage.step:,}" + (f" of {planned:,}: stopped early" if lineage.step < planned else "")
+    if lineage.best_step is None:
+        return done
+    return f"{done}; the weights are those of step {lineage.best_step:,}, where the validation loss was best"
 
 
 def _dropped(info: PreparedInfo) -> str:
@@ -99,7 +108,7 @@ def _held_out(info: PreparedInfo, rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _plot(file: Path, rows: list[dict[str, Any]], unit: str) -> None:
+def _plot(file: Path, rows: list[dict[str, Any]], unit: str, best_step: int | None) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -114,6 +123,8 @@ def _plot(file: Path, rows: list[dict[str, Any]], unit: str) -> None:
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
+    if best_step is not None:
+        axes.axvline(best_step, color="0.6", linestyle="-.", linewidth=1, label="the result", zorder=0)
     axes.set_xlabel("step")
     axes.set_ylabel(f"loss (nats per {unit})")
     axes.legend()

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
 from trimtab_trainer import manifest
-from trimtab_trainer.config import Metric, StageType, TrainConfig
+from trimtab_trainer.config import StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine import change, lora, reward
 from trimtab_trainer.engine.card import write_card
@@ -21,7 +21,7 @@ from trimtab_trainer.engine.model import DTYPES
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import StorageError
 from trimtab_trainer.failures import is_storage_error, to_stage_error
-from trimtab_trainer.lineage import Lineage
+from trimtab_trainer.lineage import Lineage, Outcome
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.volumes import local_path
 
@@ -34,14 +34,9 @@ def publish_result(
     config: TrainConfig,
     prepared: PreparedData,
     fence: Fence,
-    rows: list[dict[str, Any]],
-    metrics: list[Metric],
-    tokens: int,
-    offset: float | None = None,
+    outcome: Outcome,
 ) -> str | None:
     """Write, check and publish `model/`, then remove the checkpoints; collective. Returns the digest on rank 0.
-
-    `offset`: of a reward model, taken off its scores.
 
     Raises:
         StorageError: the volume can't take it, or gave back other bytes than it was given.
@@ -58,14 +53,14 @@ def publish_result(
     for old in folder.glob(".draft-model-*"):
         shutil.rmtree(old)
     dtype = DTYPES[config.precision]
+    offset = outcome.offset
     kind: manifest.Kind = "model" if offset is None else "reward"
     auto = AutoModelForCausalLM if offset is None else AutoModelForSequenceClassification
     lineage = Lineage.of(
         config,
+        outcome,
         dtype=str(dtype).removeprefix("torch."),
-        step=prepared.info.total_steps,
-        tokens=tokens,
-        metrics=metrics,
+        total_steps=prepared.info.total_steps,
         versions={name: version(name) for name in _PACKAGES},
     )
     try:
@@ -77,7 +72,7 @@ def publish_result(
             adapter.check_merged(draft, reloaded)
             adapter.write(folder / f"{draft.name}-adapter", lineage)
         moved = _measure_change(config, engine.module, weights)
-        write_card(draft, config, prepared.info, lineage, rows, moved)
+        write_card(draft, config, prepared.info, lineage, outcome.rows, moved)
         digest = manifest.seal(draft, kind, lineage.model_dump(mode="json", by_alias=True))
         fence.check()
         if adapter is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from trimtab_trainer import manifest
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity
 from trimtab_trainer.config import CheckpointReport, Metric, StageType, TrainConfig, TrainReport
 from trimtab_trainer.data.store import VALIDATION, PreparedData, task_plan
@@ -17,13 +18,15 @@ from trimtab_trainer.engine import checkpoint
 from trimtab_trainer.engine.batches import Step, plan_steps
 from trimtab_trainer.engine.build import build_loop
 from trimtab_trainer.engine.distributed import Group
+from trimtab_trainer.engine.early_stopping import Stopper
 from trimtab_trainer.engine.isolation import check_isolation
 from trimtab_trainer.engine.loop import Loop, StepResult
 from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, peak_flops
 from trimtab_trainer.engine.objectives import BestScores
 from trimtab_trainer.engine.result import publish_result
 from trimtab_trainer.engine.setup import Engine
-from trimtab_trainer.errors import Preempted
+from trimtab_trainer.errors import CorruptArtifact, InputMissing, Preempted, StorageError
+from trimtab_trainer.lineage import Outcome
 from trimtab_trainer.progress.heartbeat import Phase, Pulse
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, METRICS_FILE, MetricsLog, cut_rows, key_of, read_rows
 from trimtab_trainer.supervisor.fence import Fence
@@ -65,6 +68,7 @@ class Trainer:
         self._peak_flops = peak * group.size if peak else None
         check_isolation(self._engine, self._prepared, config.stage)
         checkpoint.seed_all(config.recipe.seed, group.rank)
+        self._stopper = Stopper.of(config, self._prepared.info)
         self._loop = build_loop(config, group, self._prepared, self._engine, told_to_stop)
         self._told_to_stop = told_to_stop
         self._tokens = 0
@@ -79,29 +83,50 @@ class Trainer:
         if done == 0:
             self._validate(0)
         for step in plan_steps(info.epoch_rows, info.global_batch_size, self._total_steps, first=done):
+            if self._stopper.has_stopped:
+                break
             self._step(step)
+            done = step.index + 1
         self._beat(phase=Phase.SAVING)
         self._group.barrier()
+        best_step = self._return_to_best(done)
         if self._log:
             self._log.close()
         rows = read_rows(self._folder / METRICS_FILE) if self._group.is_first else []
-        metrics = _final_metrics(rows, self._loop.metrics)
-        digest = publish_result(
-            self._engine,
-            self._group,
-            self._config,
-            self._prepared,
-            self._fence,
-            rows,
-            metrics,
-            self._tokens,
-            self._offset(),
-        )
+        known = [row for row in rows if row["step"] <= (best_step or done)]
+        metrics = _final_metrics(known, self._loop.metrics)
+        outcome = Outcome(done, best_step, self._tokens, metrics, rows, self._offset())
+        digest = publish_result(self._engine, self._group, self._config, self._prepared, self._fence, outcome)
         if digest is None:
             return None
         return TrainReport(
-            digest=digest, step=self._total_steps, total_steps=self._total_steps, tokens=self._tokens, metrics=metrics
+            digest=digest,
+            step=done,
+            total_steps=self._total_steps,
+            best_step=best_step,
+            tokens=self._tokens,
+            metrics=metrics,
         )
+
+    def _return_to_best(self, done: int) -> int | None:
+        """Load the weights of the best step; returns it, or None where the weights are those of the last one already.
+
+        Raises:
+            StorageError: its checkpoint is damaged; the next attempt resumes from one that does not count on it.
+        """
+        best = self._stopper.best
+        if best is None or best.step == done:
+            return None
+        folder = self._checkpoints.path(best.step)
+        if self._group.is_first:
+            try:
+                manifest.verify(folder)
+            except (CorruptArtifact, InputMissing) as error:
+                raise StorageError(f"{error.message}; the best weights are trained again") from error
+        self._group.barrier()
+        checkpoint.restore(self._loop.engines, self._group, folder)
+        _log.info("step %d/%d: the result has the weights of step %d", done, self._total_steps, best.step)
+        return best.step
 
     def _offset(self) -> float | None:
         """Of a reward model: the mean score of the best answers of the data."""
@@ -120,6 +145,7 @@ class Trainer:
             checkpoint.restore(self._loop.engines, self._group, folder)
             self._loop.state = state.loop
             self._tokens = state.tokens
+            self._stopper.best = state.best
         if self._group.is_first:
             again = cut_rows(self._folder / METRICS_FILE, done if step >= 0 else -1)
             cut_rows(self._folder / ANSWERS_FILE, done if step >= 0 else -1)
@@ -139,10 +165,13 @@ class Trainer:
         self._report(step, result, seconds)
         is_last = done == self._total_steps
         every = self._config.validation_every_steps
+        is_best = False
         if is_last or (every is not None and done % every == 0):
-            self._validate(done)
+            loss = self._validate(done)
+            is_best = loss is not None and self._stopper.is_improvement(done, loss)
+        is_last = is_last or self._stopper.has_stopped
         # after the last step the result itself is saved, unless this process has to go first
-        if result.stop or (done % self._config.checkpoint.every_steps == 0 and not is_last):
+        if result.stop or ((is_best or done % self._config.checkpoint.every_steps == 0) and not is_last):
             self._save(step)
         if result.stop:
             raise Preempted(
@@ -192,7 +221,8 @@ class Trainer:
             speed,
         )
 
-    def _validate(self, done: int) -> None:
+    def _validate(self, done: int) -> float | None:
+        """Measure what is held out; returns the validation loss, where there is one."""
         self._show(done)
         info = self._prepared.info
         means: dict[str, float] = {}
@@ -204,12 +234,13 @@ class Trainer:
             means[HELD_OUT_LOSS] = sum(tasks.values()) / len(tasks)
             means |= {f"{HELD_OUT_LOSS}/{task}": loss for task, loss in tasks.items()}
         if not means:
-            return
+            return None
         self._shown |= means
         self._beat(metrics=self._shown)
         self._write({"step": done, **{key_of(name): value for name, value in means.items()}})
         shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in means.items())
         _log.info("step %d/%d  %s", done, self._total_steps, shown)
+        return means.get("validation_loss")
 
     def _show(self, done: int) -> None:
         """Write down what the model writes."""
@@ -228,6 +259,7 @@ class Trainer:
             row=step.stop,
             tokens=self._tokens,
             loop=self._loop.state,
+            best=self._stopper.best,
             world_size=self._group.size,
             threads=self._config.threads,
             attempt=self._config.attempt,

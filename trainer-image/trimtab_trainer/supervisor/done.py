@@ -40,7 +40,8 @@ def find_result(config: TrainConfig, folder: Path) -> TrainReport | None:
     return TrainReport(
         digest=manifest.manifest_digest(model),
         step=lineage.step,
-        total_steps=lineage.step,
+        total_steps=lineage.total_steps or lineage.step,
+        best_step=lineage.best_step,
         tokens=lineage.tokens,
         metrics=lineage.metrics,
         already_done=True,
