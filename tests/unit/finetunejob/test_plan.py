@@ -79,7 +79,7 @@ def test_a_stage_that_stopped_early_is_done_and_says_whose_weights_it_has(steps:
         world.end(pod, 0, report)
     world.settle()
     assert (world.status["phase"], world.status["progressText"]) == ("Succeeded", "100%")
-    assert (world.stage("one")["phase"], world.stage("one")["message"]) == ("Succeeded", message)
+    assert (world.stage("one")["phase"], world.stage("one").get("message", "")) == ("Succeeded", message)
     assert world.stage("one")["progress"]["step"] == steps["step"]
 
 
