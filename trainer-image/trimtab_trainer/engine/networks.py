@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trimtab_trainer.algorithms.causal_lm import logit_log_probs
+from trimtab_trainer.engine import attention
 from trimtab_trainer.engine.batches import MicroBatch
 from trimtab_trainer.engine.head import find_head, hidden_states
 
@@ -22,6 +23,7 @@ class Network(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        attention.install()
         self.model = model
 
     @abstractmethod
