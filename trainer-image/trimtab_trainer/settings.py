@@ -64,6 +64,14 @@ class PreferenceLoss(StrEnum):
     IPO = "ipo"
 
 
+class ReferenceLogProbs(StrEnum):
+    """When the reference's log-probabilities of the pairs are computed: once before the first step, or in each step."""
+
+    AUTO = "auto"
+    PRECOMPUTED = "precomputed"
+    ONLINE = "online"
+
+
 class Optimizer(StrEnum):
     """The optimiser; `sgd` is plain gradient descent, useful to check exactness."""
 
@@ -254,6 +262,7 @@ class Preference(Contract):
     loss: PreferenceLoss = PreferenceLoss.SIGMOID
     beta: PreferenceBeta = 0.1
     label_smoothing: LabelSmoothing = 0.0
+    reference_log_probs: ReferenceLogProbs = ReferenceLogProbs.AUTO
 
 
 class Lora(Contract):

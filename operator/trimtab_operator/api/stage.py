@@ -59,6 +59,7 @@ from trimtab_trainer.settings import (
     Precision,
     PreferenceBeta,
     PreferenceLoss,
+    ReferenceLogProbs,
     Schedule,
     Seed,
     WarmupRatio,
@@ -186,6 +187,11 @@ class Dpo(ApiModel):
     )
     beta: PreferenceBeta | None = None
     label_smoothing: LabelSmoothing | None = None
+    reference_log_probs: ReferenceLogProbs | None = Field(
+        default=None,
+        description="The reference's log-probabilities: precomputed (once, before the first step), online (in each "
+        "step), or auto (default): precomputed where a pair is seen twice or the reference is large.",
+    )
     max_length: MaxLength | None = None
     packing: Packing | None = None
     on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")

@@ -38,7 +38,12 @@ def test_held_out_pairs_turn_the_right_way_round(run: tuple[Folder, str]) -> Non
     text = card.read_text(encoding="utf-8")
     assert f"| validation_accuracy | {right:g} |" in text
     settings = json.loads(text.partition("```json")[2].partition("```")[0])
-    assert settings["preference"] == {"loss": "sigmoid", "beta": 0.1, "labelSmoothing": 0.0}
+    assert settings["preference"] == {
+        "loss": "sigmoid",
+        "beta": 0.1,
+        "labelSmoothing": 0.0,
+        "referenceLogProbs": "auto",
+    }
 
 
 def test_the_result_starts_from_its_reference_and_ends_turns(run: tuple[Folder, str]) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, TrainConfig
-from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.data.store import VALIDATION, PreparedData
 from trimtab_trainer.engine.reward import read_offset
 from trimtab_trainer.settings import Preference
 
@@ -107,9 +107,16 @@ def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> No
     resumed = stages.killed_and_resumed(base.root, preferred("killed"))
     assert stages.same_weights(calm, resumed)
     assert [row["step"] for row in resumed.rows()] == list(range(1, 11))
+    assert not (calm.folder / "reference").exists(), "removed with the checkpoints"
+    assert "computing the reference's log-probabilities once" in calm.log()
+    card = (calm.folder / "model" / "README.md").read_text()
+    _, best, others, _, _ = next(line for line in card.splitlines() if line.startswith("| held out |")).split("|")[1:]
+    lengths = [int(mask.sum()) for mask in answer_masks(calm)]
+    assert float(best) == pytest.approx(np.mean(lengths[::2]), abs=0.051)
+    assert float(others) == pytest.approx(np.mean(lengths[1::2]), abs=0.051)
     lineage = manifest.read_manifest(calm.folder / "model").lineage["identity"]
     assert lineage["reference"] == base.report.digest
-    assert lineage["preference"] == {"loss": "sigmoid", "beta": 0.5, "labelSmoothing": 0.0}
+    assert lineage["preference"] == {"loss": "sigmoid", "beta": 0.5, "labelSmoothing": 0.0, "referenceLogProbs": "auto"}
 
 
 def test_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stages.Run) -> None:
@@ -166,6 +173,14 @@ def test_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stag
     )
     assert (code, refused.report.reason) == (64, "BadConfiguration")
     assert "holds a reward, not a model" in refused.report.message
+
+
+def answer_masks(run: stages.Run) -> Iterator[NDArray[np.bool_]]:
+    """Of each held-out answer: which of its tokens bear loss."""
+    prepared = PreparedData(run.root / "volume" / run.config.prepared.uri.removeprefix("pvc://models/"))
+    for index in range(prepared.rows(VALIDATION)):
+        row = prepared.row(VALIDATION, index)
+        yield from np.split(row.loss_mask, np.cumsum(row.segment_lengths)[:-1])
 
 
 def answers(prepared: PreparedData) -> Iterator[tuple[NDArray[np.int32], np.void]]:

@@ -104,6 +104,15 @@ def test_d6_packed_and_padded_pairs_have_the_log_probs_and_gradients_of_each_ans
     assert float(sums.loss.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
     assert float(sums.metrics["rewards_margin"]) == pytest.approx(0.3 * sum(map(float, margins)), abs=1e-4)
     assert float(sums.metrics["accuracy"]) == sum(float(margin) > 0 for margin in margins)
+    lengths = [len(answer) for answer in answers]
+    assert [float(sums.metrics[name]) for name in ("length_chosen", "length_rejected")] == [
+        sum(lengths[::2]),
+        sum(lengths[1::2]),
+    ]
+    with torch.no_grad():
+        moved = [float(log_prob(policy, each) - log_prob(reference, each)) / len(each) for each in answers]
+    right = [chosen > rejected for chosen, rejected in zip(moved[::2], moved[1::2], strict=True)]
+    assert float(sums.metrics["accuracy_per_token"]) == sum(right)
     for one, other in zip(packed, (p.grad for p in policy.parameters() if p.grad is not None), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 

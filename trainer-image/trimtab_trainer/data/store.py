@@ -299,11 +299,24 @@ class PreparedData:
         cumulative = self._plan(plan)[2]
         return int(cumulative[stop] - cumulative[start])
 
+    @property
+    def text_count(self) -> int:
+        """Texts (answers of rankings, for one) that there are, planned or not."""
+        return len(self._store.offsets) - 1
+
+    def texts(self, plan: PlanName, start: int, stop: int) -> Int64:
+        """Ids of the texts in the rows [start, stop), row by row."""
+        segments, rows, _ = self._plan(plan)
+        return segments[rows[start] : rows[stop], 0]
+
+    def answers(self, plan: PlanName) -> tuple[Int64, Int64]:
+        """Of each text of a plan: its place in its ranking, the best is 0, and its loss-bearing tokens; int64 [T]."""
+        texts = self.texts(plan, 0, self.rows(plan))
+        return self._store.labels["position"][texts].astype(np.int64), self._store.loss_counts()[texts]
+
     def rankings(self, plan: PlanName, start: int, stop: int) -> int:
         """Rankings (pairs, for one) in the rows [start, stop)."""
-        segments, rows, _ = self._plan(plan)
-        records = segments[rows[start] : rows[stop], 0]
-        return int(np.count_nonzero(self._store.labels["position"][records] == 0))
+        return int(np.count_nonzero(self._store.labels["position"][self.texts(plan, start, stop)] == 0))
 
     def record_names(self, record_ids: Iterable[int]) -> list[str]:
         """`file:line` of records, for messages; each once, as the answers of a ranking have the same."""

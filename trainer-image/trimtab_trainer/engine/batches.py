@@ -43,6 +43,7 @@ class MicroBatch:
         loss_tokens: loss-bearing tokens of each segment, row by row.
         segment_lengths: of each row, the tokens of its segments, without the padding.
         labels: `data.store.LABELS`, one a segment, row by row.
+        record_ids: of the text that each segment is of, row by row.
     """
 
     input_ids: torch.Tensor
@@ -51,6 +52,7 @@ class MicroBatch:
     loss_tokens: tuple[int, ...]
     segment_lengths: tuple[tuple[int, ...], ...]
     labels: NDArray[np.void]
+    record_ids: tuple[int, ...] = ()
 
     @property
     def rankings(self) -> list[int]:
@@ -111,7 +113,8 @@ def collate(rows: Sequence[Row], padding_id: int) -> MicroBatch:
     loss_tokens = tuple(count for row in rows for count in _loss_tokens(row))
     segment_lengths = tuple(tuple(row.segment_lengths) for row in rows)
     labels = np.concatenate([row.labels for row in rows])
-    return MicroBatch(input_ids, position_ids, loss_mask, loss_tokens, segment_lengths, labels)
+    record_ids = tuple(record for row in rows for record in row.record_ids)
+    return MicroBatch(input_ids, position_ids, loss_mask, loss_tokens, segment_lengths, labels, record_ids)
 
 
 def _loss_tokens(row: Row) -> list[int]:

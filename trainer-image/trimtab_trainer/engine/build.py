@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from trimtab_trainer.config import StageType, TrainConfig
+from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine.batches import MicroBatch
 from trimtab_trainer.engine.distributed import Group
@@ -14,22 +15,36 @@ from trimtab_trainer.engine.experience import Models
 from trimtab_trainer.engine.loop import Loop
 from trimtab_trainer.engine.lora import adapter_off
 from trimtab_trainer.engine.model import frozen, load_reference, load_scorer
-from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise, Ranked
+from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise, Ranked, RecordedPairwise
 from trimtab_trainer.engine.ppo import PpoLoop
+from trimtab_trainer.engine.reference import Recorder
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import BadConfiguration
+from trimtab_trainer.settings import Preference
+from trimtab_trainer.supervisor.fence import Fence
 
 
 def build_loop(
-    config: TrainConfig, group: Group, prepared: PreparedData, engine: Engine, told_to_stop: Callable[[], bool]
+    config: TrainConfig,
+    group: Group,
+    prepared: PreparedData,
+    engine: Engine,
+    fence: Fence,
+    told_to_stop: Callable[[], bool],
+    beat: Callable[[], None],
 ) -> Loop | PpoLoop:
     """What makes the steps of the stage's type, around the model in training.
+
+    `beat` is called while this takes long.
 
     Raises:
         BadConfiguration: the stage's JSON lacks a model that the type needs.
     """
     if config.type is not StageType.PPO:
-        return Loop(engine, group, prepared, config, build_objective(config, group, engine), told_to_stop)
+        is_dpo = config.type is StageType.DPO
+        recorder = Recorder(config, group, prepared, fence, told_to_stop, beat) if is_dpo else None
+        objective = build_objective(config, group, engine, recorder)
+        return Loop(engine, group, prepared, config, objective, told_to_stop)
     if config.reference is None or config.reward is None or config.ppo is None:
         raise BadConfiguration("a ppo stage needs reference, reward and ppo", stage=config.stage)
     verify = group.is_first_of_pod
@@ -47,10 +62,11 @@ def build_loop(
     return PpoLoop(models, group, prepared, config, config.ppo, told_to_stop)
 
 
-def build_objective(config: TrainConfig, group: Group, engine: Engine) -> Objective:
+def build_objective(config: TrainConfig, group: Group, engine: Engine, recorder: Recorder | None = None) -> Objective:
     """The loss of the stage's type, with the models that it needs besides the one in training.
 
-    The frozen weights below an adapter are the reference of `dpo` where the stage starts from it: no second copy then.
+    `recorder`: computes what `dpo` needs of its reference once, where that pays; without one the reference is asked in
+    each step.
 
     Raises:
         BadConfiguration: the stage's JSON names no reference.
@@ -61,13 +77,19 @@ def build_objective(config: TrainConfig, group: Group, engine: Engine) -> Object
         return NextToken()
     if config.reference is None or config.preference is None:
         raise BadConfiguration("a dpo stage needs reference and preference", stage=config.stage)
-    if config.lora is not None and config.reference == config.model:
+    online = partial(_online, config, config.reference, config.preference, group, engine)
+    if recorder is None or not recorder.pays:
+        return online()
+    return RecordedPairwise(recorder.recorded(lambda: online().reference_log_probs), config.preference)
+
+
+def _online(config: TrainConfig, reference: Artifact, preference: Preference, group: Group, engine: Engine) -> Pairwise:
+    """The frozen weights below an adapter are the reference where the stage starts from it: no second copy then."""
+    if config.lora is not None and reference == config.model:
 
         def switched_off(batch: MicroBatch) -> torch.Tensor:
             with adapter_off(engine.module):
                 return engine.outputs(batch)
 
-        return Pairwise(switched_off, config.preference)
-    model = load_reference(config.reference, config, group.device, verify=group.is_first_of_pod)
-
-    return Pairwise(model, config.preference)
+        return Pairwise(switched_off, preference)
+    return Pairwise(load_reference(reference, config, group.device, verify=group.is_first_of_pod), preference)

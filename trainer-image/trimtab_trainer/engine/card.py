@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimtab_trainer.config import StageType, TrainConfig
-from trimtab_trainer.data.store import PreparedInfo
-from trimtab_trainer.engine import change
+from trimtab_trainer.config import COMPARING, StageType, TrainConfig
+from trimtab_trainer.data.store import PreparedData, PreparedInfo
+from trimtab_trainer.engine import answer_lengths, change
 from trimtab_trainer.engine.change import Change
 from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, key_of
@@ -21,12 +21,13 @@ _UNITS = {StageType.DPO: "pair", StageType.REWARD: "prompt", StageType.PPO: "act
 def write_card(
     folder: Path,
     config: TrainConfig,
-    info: PreparedInfo,
+    prepared: PreparedData,
     lineage: Lineage,
     rows: list[dict[str, Any]],
     moved: Change | None,
 ) -> None:
     """Write `README.md` and the plots beside it; `moved` is None where the weights were random at first."""
+    info = prepared.info
     unit = _UNITS.get(config.type, "loss-bearing token")
     _plot(folder / _PLOT, rows, unit, lineage.best_step)
     if moved is not None:
@@ -37,6 +38,7 @@ def write_card(
         settings["lora"] = config.lora.model_dump(mode="json", by_alias=True)
     if config.preference:
         settings["preference"] = config.preference.model_dump(mode="json", by_alias=True)
+    answers = answer_lengths.section(prepared) if config.type in COMPARING else ""
     base = f"`{config.model.digest}`" if config.model else "random weights"
     text = f"""---
 library_name: transformers
@@ -64,7 +66,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 {metrics}
 
 ![Loss over steps]({_PLOT})
-{_held_out(info, rows)}{change.section(moved, _CHANGE_PLOT) if moved is not None else ""}
+{_held_out(info, rows)}{answers}{change.section(moved, _CHANGE_PLOT) if moved is not None else ""}
 ## Recipe
 
 ```json

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
 """A hang is the supervisor's to end, by the stage's own deadline; torch's 30 minutes would cut a long save short."""
@@ -52,6 +54,13 @@ class Group:
         largest = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return float(largest)
+
+    def largest(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Largest of each value over all processes."""
+        shared = torch.from_numpy(values.copy()).to(self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        found: NDArray[np.float32] = shared.cpu().numpy()
+        return found
 
     def broadcast(self, value: int) -> int:
         """Rank 0's value."""

@@ -108,7 +108,15 @@ class BestScores:
 class Pairwise:
     """Preference optimisation on pairs: a row's segments are chosen, rejected, chosen, rejected, and so on."""
 
-    metrics: tuple[str, ...] = ("rewards_chosen", "rewards_rejected", "rewards_margin", "accuracy")
+    metrics: tuple[str, ...] = (
+        "rewards_chosen",
+        "rewards_rejected",
+        "rewards_margin",
+        "accuracy",
+        "accuracy_per_token",
+        "length_chosen",
+        "length_rejected",
+    )
 
     def __init__(self, reference: Forward, settings: Preference) -> None:
         """`reference`: the starting weights, with dropout off."""
@@ -124,15 +132,37 @@ class Pairwise:
 
         A reward is beta times the log-ratio to the reference (Rafailov et al. 2023, § 4).
         """
-        with torch.no_grad():
-            reference = self._log_probs(self._reference(batch), batch)
+        reference = self.reference_log_probs(batch)
         chosen, rejected = (self._log_probs(outputs, batch) - reference).view(-1, 2).unbind(dim=1)
         rewards = [self._settings.beta * ratios.detach() for ratios in (chosen, rejected)]
+        lengths = torch.tensor(batch.loss_tokens, device=chosen.device).view(-1, 2).unbind(dim=1)
         margins = rewards[0] - rewards[1]
-        right = (margins > 0).float() + 0.5 * (margins == 0)
-        values = (*rewards, margins, right)
+        per_token = rewards[0] / lengths[0] - rewards[1] / lengths[1]
+        values = (*rewards, margins, _wins(margins), _wins(per_token), *lengths)
         losses = preference_losses(chosen - rejected, self._settings)
         return Sums(losses.sum(), {name: value.sum() for name, value in zip(self.metrics, values, strict=True)})
 
+    @torch.no_grad()
+    def reference_log_probs(self, batch: MicroBatch) -> torch.Tensor:
+        """Log pi_ref(y|x) of each answer, fp32 [S]."""
+        return self._log_probs(self._reference(batch), batch)
+
     def _log_probs(self, outputs: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         return segment_sums(outputs[0], batch.loss_tokens)
+
+
+def _wins(margins: torch.Tensor) -> torch.Tensor:
+    """1 for a positive margin, one half for none."""
+    return (margins > 0).float() + 0.5 * (margins == 0)
+
+
+class RecordedPairwise(Pairwise):
+    """The same, where the reference's log-probabilities are known beforehand."""
+
+    def __init__(self, recorded: Callable[[MicroBatch], torch.Tensor], settings: Preference) -> None:
+        """`recorded`: what `Pairwise.reference_log_probs` once gave."""
+        super().__init__(recorded, settings)
+
+    def reference_log_probs(self, batch: MicroBatch) -> torch.Tensor:
+        """See `Pairwise`."""
+        return self._reference(batch)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trimtab_trainer import manifest
 from trimtab_trainer.config import StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
-from trimtab_trainer.engine import change, lora, reward
+from trimtab_trainer.engine import change, lora, reference, reward
 from trimtab_trainer.engine.card import write_card
 from trimtab_trainer.engine.change import Change
 from trimtab_trainer.engine.distributed import Group
@@ -72,7 +72,7 @@ def publish_result(
             adapter.check_merged(draft, reloaded)
             adapter.write(folder / f"{draft.name}-adapter", lineage)
         moved = _measure_change(config, engine.module, weights)
-        write_card(draft, config, prepared.info, lineage, outcome.rows, moved)
+        write_card(draft, config, prepared, lineage, outcome.rows, moved)
         digest = manifest.seal(draft, kind, lineage.model_dump(mode="json", by_alias=True))
         fence.check()
         if adapter is not None:
@@ -87,6 +87,7 @@ def publish_result(
         ) from error
     manifest.verify(folder / "model", digest)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    reference.remove(folder)
     group.barrier()
     return digest
 

@@ -69,7 +69,7 @@ class Trainer:
         check_isolation(self._engine, self._prepared, config.stage)
         checkpoint.seed_all(config.recipe.seed, group.rank)
         self._stopper = Stopper.of(config, self._prepared.info)
-        self._loop = build_loop(config, group, self._prepared, self._engine, told_to_stop)
+        self._loop = build_loop(config, group, self._prepared, self._engine, self._fence, told_to_stop, self._beat)
         self._told_to_stop = told_to_stop
         self._tokens = 0
         self._log: MetricsLog | None = None
