@@ -70,6 +70,37 @@ def test_s3_loss_is_on_assistant_turns_and_their_end_only(folders: dict[str, Pat
     assert learnt(folder, encode(folder, TALK, Loss.COMPLETION)) == [f" See you. {end}"]
 
 
+TAGGED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{{ m.get('thought', '') }}"
+    "{%- generation -%}{{ m.content }}{%- endgeneration -%}{{ '<|im_end|>\n' }}"
+    "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The tags leave the end of turn out, as some do, and what the answer was thought out from."""
+
+
+def test_s3_generation_tags_choose_within_the_turns_and_never_lose_the_end(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(folders["chatml"])
+    tokenizer.chat_template = TAGGED
+    tokenizer.save_pretrained(tmp_path / "tagged")
+    tagged = encode(tmp_path / "tagged", TALK)
+    plain = encode(folders["chatml"], TALK)
+    assert tagged.ids.tolist() == plain.ids.tolist()
+    assert tagged.loss_mask.tolist() == plain.loss_mask.tolist()
+    assert learnt(tmp_path / "tagged", encode(tmp_path / "tagged", TALK, Loss.COMPLETION)) == [" See you. <|im_end|>"]
+    thought = [Message("assistant", "Hello\nyou", extra={"thought": "Be kind. "}), *TALK.messages[3:]]
+    marked = [*TALK.messages[:2], thought[0], thought[1], Message("assistant", "See", train=False)]
+    assert learnt(tmp_path / "tagged", encode(tmp_path / "tagged", Conversation(marked))) == ["Hello\nyou<|im_end|>"]
+
+
+def test_s3_tools_and_their_results_bear_no_loss(folders: dict[str, Path]) -> None:
+    talk = Conversation([*TALK.messages[:3], Message("tool", "See you"), Message("assistant", "Bye")])
+    assert learnt(folders["chatml"], encode(folders["chatml"], talk)) == ["Hello\nyou<|im_end|>", "Bye<|im_end|>"]
+
+
 def test_s3_all_means_everything_but_what_is_marked(folders: dict[str, Path]) -> None:
     marked = Conversation([*TALK.messages[:3], Message("user", "Bye", train=False), TALK.messages[4]])
     encoded = encode(folders["plain"], marked, Loss.ALL)

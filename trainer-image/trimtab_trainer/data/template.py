@@ -6,8 +6,9 @@ turns gives the beginning of rendering all of them. Otherwise the model would be
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimtab_trainer.data.records import Conversation, InvalidRecord, Message
 from trimtab_trainer.errors import BadConfiguration
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 END_OF_TURN_PROBE = "trimtab end of turn"
 
 
@@ -40,13 +42,15 @@ class ChatTemplate:
         self.name = name
         self._tokenizer = tokenizer
         self._control = control_tokens(tokenizer)
+        self._is_tagged = _GENERATION.search(str(tokenizer.get_chat_template())) is not None
         self.end_of_turn = self._find_end_of_turn()
 
     def render(self, conversation: Conversation, loss: Loss) -> Rendered:
         """Render a conversation and choose what bears loss.
 
         `assistant`: all assistant turns, `completion`: the last of them, `all`: everything. Each assistant turn starts
-        after the generation prompt and includes its end-of-turn token. Turns marked `train: false` never bear loss.
+        after the generation prompt and includes its end-of-turn token; of a template with `{% generation %}` tags, only
+        what they enclose bears loss, and the end of turn behind it. Turns marked `train: false` never bear loss.
 
         Raises:
             InvalidRecord: no turn to learn from, or text that holds a control token.
@@ -64,6 +68,8 @@ class ChatTemplate:
             )
         else:
             spans = [self._span(conversation, i, text) for i in answers if messages[i].train]
+            if self._is_tagged:
+                spans = _common(spans, self._tagged(conversation, text))
         if not spans:
             raise InvalidRecord(f"no turn bears loss ({loss})", "add an assistant turn that is not marked train: false")
         return Rendered(text, spans)
@@ -97,6 +103,22 @@ class ChatTemplate:
         # Line breaks that a template writes after the end of turn are never generated: the model has stopped by then.
         trimmed = end.rstrip()
         return len(start), len(trimmed) if answer and trimmed.endswith(self.end_of_turn) else len(end)
+
+    def _tagged(self, conversation: Conversation, text: str) -> list[Span]:
+        """What the template's tags enclose, each with the end-of-turn token that follows: no tag may keep it out."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        settings: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
+        rendered: Any = render_jinja_template(
+            [[message.for_template() for message in conversation.messages]],
+            tools=conversation.tools,
+            chat_template=self._tokenizer.get_chat_template(tools=conversation.tools),
+            return_assistant_tokens_mask=True,
+            **settings,
+        )
+        (found,) = rendered[1]
+        end = self.end_of_turn
+        return [(start, stop + len(end) if text.startswith(end, stop) else stop) for start, stop in found]
 
     def _apply(self, conversation: Conversation, turns: int, generation_prompt: bool) -> str:
         messages = [message.for_template() for message in conversation.messages[:turns]]
@@ -139,6 +161,12 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Every token that is never text, shortest first."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return sorted({*tokenizer.all_special_tokens, *added}, key=lambda token: (len(token), token))
+
+
+def _common(spans: list[Span], others: list[Span]) -> list[Span]:
+    """The ranges that lie in both; each list is ascending and disjoint."""
+    pairs = ((max(a, c), min(b, d)) for a, b in spans for c, d in others)
+    return [(start, end) for start, end in pairs if start < end]
 
 
 def _without(length: int, holes: list[Span]) -> list[Span]:

@@ -40,7 +40,7 @@ from trimtab_trainer.settings import Contract, TokenizerTraining
 
 log = structlog.get_logger()
 
-PREPARE_VERSION = 6
+PREPARE_VERSION = 7
 """Raised when the same inputs give another folder, so that older results are not reused."""
 _LIBRARIES = ("numpy", "tokenizers", "transformers")
 _SAMPLE_TOKENS = 400
