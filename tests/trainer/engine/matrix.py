@@ -13,15 +13,17 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 from safetensors.torch import save_file
 from tests.trainer.engine.stages import VOCABULARY, stage
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PreparedData
-from trimtab_trainer.engine import head, loop
-from trimtab_trainer.engine.batches import MicroBatch, plan_steps
+from trimtab_trainer.engine import head, loop, setup
+from trimtab_trainer.engine.batches import MicroBatch, collate, plan_steps
 from trimtab_trainer.engine.build import build_objective
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
@@ -145,6 +147,37 @@ def adapted(zero: int, micro: int, optimizer: str, precision: str) -> TrainConfi
     return config.model_copy(update={"lora": LORA, "recipe": recipe})
 
 
+def accumulated(zero: int, kept_in: str | None, prepared: PreparedData) -> float:
+    """Relative error of a bf16 gradient that is the sum of 32 micro-batches, from that sum in fp64.
+
+    `kept_in`: the dtype that DeepSpeed adds them up in, if not that of a stage.
+    """
+    config = configure(zero, 1, "sgd", "bf16")
+    plain = {"weight_decay": 0.0, "clip_norm": 0.0}
+    config = config.model_copy(update={"recipe": config.recipe.model_copy(update=plain)})
+    batches = [collate([prepared.row(0, i % prepared.rows(0))], prepared.info.padding_id) for i in range(32)]
+    network = load_model(config, prepared, verify=False)
+    exact = [torch.zeros_like(p, dtype=torch.float64) for p in network.parameters()]
+    for batch in batches:
+        NextToken().sums(network(batch), batch).loss.backward()
+        for total, parameter in zip(exact, network.parameters(), strict=True):
+            total += parameter.grad.double()
+            parameter.grad = None
+    with pytest.MonkeyPatch.context() as patch:
+        if kept_in is not None:
+            settings = setup.engine_config(config) | {"data_types": {"grad_accum_dtype": kept_in}}
+            patch.setattr(setup, "engine_config", lambda _: settings)
+        engine = Engine(load_model(config, prepared, verify=False), config)
+    before = [safe_get_full_fp32_param(p).clone() for p in engine.module.parameters()]
+    for batch in batches:
+        engine.backward(NextToken().sums(engine.outputs(batch), batch).loss)
+    engine.step(1.0)
+    found = [old - safe_get_full_fp32_param(p) for old, p in zip(before, engine.module.parameters(), strict=True)]
+    engine.deepspeed.destroy()
+    missed = sum(float((g - e).square().sum()) for g, e in zip(found, exact, strict=True))
+    return (missed / sum(float(e.square().sum()) for e in exact)) ** 0.5
+
+
 def main() -> None:
     *folders, out = map(Path, sys.argv[1:])
     head.CHUNK_BYTES["cpu"] = 3 * 4 * VOCABULARY  # three tokens a chunk
@@ -170,6 +203,9 @@ def main() -> None:
     plain = configure(0, 1, "sgd", "fp32")
     run_cell(plain, pairs, group, pairwise(plain, pairs, PerToken), out / "dpo-naive")
     run_cell(plain, texts, group, MeanOfMicroBatch(), out / "naive")
+    for zero in range(4):
+        errors = {name: accumulated(zero, kept_in, texts) for name, kept_in in (("own", None), ("bf16", "bf16"))}
+        (out / f"accumulated-{zero}.json").write_text(json.dumps(errors))
     group.barrier()
 
 

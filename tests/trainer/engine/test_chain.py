@@ -119,7 +119,7 @@ def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> No
     assert lineage["preference"] == {"loss": "sigmoid", "beta": 0.5, "labelSmoothing": 0.0, "referenceLogProbs": "auto"}
 
 
-def test_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stages.Run) -> None:
+def test_r4_r6_a_reward_model_is_centred_and_scores_the_same_when_read_back(base: stages.Run) -> None:
     def scoring(name: str, **changes: object) -> TrainConfig:
         prepared = stages.write_prepared(
             base.root, row_counts=[48, 48], batch=8, validation=4, stage_type=stages.StageType.REWARD

@@ -101,7 +101,7 @@ def differences(results: Path, cell: str, expected: dict[str, torch.Tensor]) -> 
     return float((found - wanted).abs().max()), float((found - wanted).norm() / wanted.norm())
 
 
-def test_sgd_equals_plain_torch_and_the_mean_of_means_does_not(
+def test_s1_sgd_equals_plain_torch_and_the_mean_of_means_does_not(
     results: Path, reference: dict[str, oracle.Oracle]
 ) -> None:
     expected = reference["sgd"].weights
@@ -139,7 +139,7 @@ def test_reward_models_equal_plain_torch(results: Path, rankings: PreparedData) 
             assert told["validation"] == pytest.approx(expected.validation, abs=1e-6)
 
 
-def test_metrics_are_weighted_by_tokens(results: Path, reference: dict[str, oracle.Oracle]) -> None:
+def test_s9_metrics_are_weighted_by_tokens(results: Path, reference: dict[str, oracle.Oracle]) -> None:
     for zero, micro, optimizer, precision in matrix.cells():
         if precision != "fp32":
             continue
@@ -158,6 +158,15 @@ def test_bf16_follows_fp32_with_weights_in_bf16(results: Path, reference: dict[s
         assert relative < 4e-3, (cell, relative)  # half a bf16 ulp is 2e-3
         told = json.loads((results / f"{cell}.json").read_text())
         assert [step["loss"] for step in told["steps"]] == pytest.approx(reference["adamw"].losses, rel=1e-2), cell
+
+
+def test_s8_micro_batches_add_up_in_fp32_where_bf16_would_lose_digits(results: Path) -> None:
+    half_ulp = 2**-9
+    for zero in range(4):
+        errors = json.loads((results / f"accumulated-{zero}.json").read_text())
+        # ZeRO 1 (and 0, which runs as 1) rounds the sum once, to reduce it
+        assert errors["own"] < (half_ulp if zero < 2 else 1e-6), (zero, errors)
+        assert errors["bf16"] > 2 * half_ulp, (zero, errors)
 
 
 def test_d7_pairs_count_the_same_over_processes_and_micro_batches(results: Path, pairs: PreparedData) -> None:

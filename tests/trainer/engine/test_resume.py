@@ -185,7 +185,7 @@ def test_a_hang_ends_with_71_and_the_stacks_of_all_processes(history: list[Attem
     assert not hung.orphans
 
 
-def test_after_all_that_the_weights_are_bitwise_those_of_an_undisturbed_run(
+def test_s10_after_all_that_the_weights_are_bitwise_those_of_an_undisturbed_run(
     history: list[Attempt], undisturbed: stages.Run
 ) -> None:
     last = history[-1]
@@ -196,7 +196,7 @@ def test_after_all_that_the_weights_are_bitwise_those_of_an_undisturbed_run(
     assert all(torch.equal(weights[name], disturbed_weights[name]) for name in weights)
 
 
-def test_no_step_stands_twice_in_the_metrics(history: list[Attempt], undisturbed: stages.Run) -> None:
+def test_s10_no_step_stands_twice_in_the_metrics(history: list[Attempt], undisturbed: stages.Run) -> None:
     rows = history[-1].run.rows()
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["attempt"] for row in rows] == sorted(row["attempt"] for row in rows)

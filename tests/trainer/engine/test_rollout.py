@@ -12,7 +12,7 @@ from tests.trainer.engine.stages import END_OF_TURN, PADDING, TINY_LLAMA, VOCABU
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trimtab_trainer.data.store import Row
-from trimtab_trainer.engine.rollout import Sampler
+from trimtab_trainer.engine.rollout import Sampler, _Draw
 from trimtab_trainer.ppo_settings import Rollout
 
 DRAWS = 2000
@@ -50,6 +50,28 @@ def test_p1_p2_tokens_come_from_the_softmax_at_the_temperature(engine: Any, temp
     degrees = int(often.sum())
     assert degrees > 10
     assert squares < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_s11_prompts_padded_on_the_left_get_the_logits_that_they_have_alone(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first new token and of one that follows it, where positions go on from the prompt's own length."""
+    prompts = [prompt(0, 5, 9), prompt(1, 7, 30, 31, 8, 40, 41), prompt(2, 11)]
+    seen: list[torch.Tensor] = []
+    draw = _Draw.__call__
+
+    def note(self: _Draw, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(scores.clone())
+        return draw(self, input_ids, scores)
+
+    monkeypatch.setattr(_Draw, "__call__", note)
+    episodes = sampler(engine, max_new_tokens=2).sample(prompts, 0)
+    for i, (given, episode) in enumerate(zip(prompts, episodes, strict=True)):
+        with torch.no_grad():
+            alone = engine.module(torch.from_numpy(episode.row.input_ids).long()[None]).logits[0]
+        for step in range(episode.actions):
+            expected = alone[len(given.input_ids) - 1 + step]
+            torch.testing.assert_close(seen[step][i], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_p15_each_prompt_has_its_own_answer_whoever_stands_beside_it(engine: Any) -> None:
