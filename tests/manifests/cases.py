@@ -189,11 +189,6 @@ REFUSED = (
         ("spec", "rollout.from names a reward stage"),
     ),
     Refused(
-        "an adapter for a reward model",
-        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(lora={"rank": 8})]),
-        ("spec", "a reward stage trains all weights"),
-    ),
-    Refused(
         "a policy from nothing",
         job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(**{"from": None})]),
         ("spec", "a ppo stage starts from a model"),

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def linear_sizes(model: PreTrainedModel) -> dict[str, int]:
-    """Inputs plus outputs of the linear layers, summed by the last part of their names; without the output head.
+    """Inputs plus outputs of the linear layers, summed by the last part of their names; without the heads.
 
     LoRA of rank r adds r times such a sum of parameters.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
     sizes: dict[str, int] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+        if isinstance(module, nn.Linear | Conv1D) and module not in heads:
             last = name.rpartition(".")[2]
             sizes[last] = sizes.get(last, 0) + sum(module.weight.shape)
     return sizes

@@ -75,10 +75,6 @@ _REWARD_NOT_SERVED = (
     "!has(self.rollout) || !self.stages.exists(s, has(s.reward) && s.name == self.rollout.from)",
     "rollout.from names a reward stage, whose result scores texts and can't write any; serve another stage's",
 )
-_REWARD_WHOLE = (
-    "self.stages.all(s, !has(s.reward) || !has(s.lora))",
-    "a reward stage trains all weights; remove lora",
-)
 _PPO_STARTS = (
     "self.stages.all(s, !has(s.ppo) || has(s.from) || has(self.model.uri))",
     "a ppo stage starts from a model, which is its reference too; give from, or model.uri",
@@ -183,7 +179,6 @@ class FineTuneJobSpec(ApiModel):
             _REWARD_STARTS,
             _REWARD_ENDS,
             _REWARD_NOT_SERVED,
-            _REWARD_WHOLE,
             _PPO_STARTS,
             _PPO_REWARD,
             _PPO_REWARD_EARLIER,

@@ -175,7 +175,7 @@ def _misfit(stage: Effective) -> str | None:
 
 def _adapter_misfit(stage: Effective, job: FineTuneJob) -> str | None:
     """CEL sees the stage's own `lora` only."""
-    if stage.lora is not None and stage.type in (StageType.REWARD, StageType.PPO):
+    if stage.lora is not None and stage.type is StageType.PPO:
         return f"a {stage.type} stage trains all weights; set lora in the other stages, not in defaults"
     if stage.lora is None or stage.stage.from_ is not None or job.spec.model.uri is not None:
         return None

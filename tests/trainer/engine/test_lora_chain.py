@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.trainer.engine import stages
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, TrainConfig
-from trimtab_trainer.settings import Lora, Preference
+from trimtab_trainer.data.store import LABELS
+from trimtab_trainer.engine.batches import MicroBatch
+from trimtab_trainer.engine.model import load_scorer
+from trimtab_trainer.engine.reward import add_head
+from trimtab_trainer.settings import Lora, Precision, Preference
 
 DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
 
@@ -125,3 +132,41 @@ def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
     merged = AutoModelForCausalLM.from_pretrained(run.folder / "model").eval()
     ids = torch.arange(20)[None]
     torch.testing.assert_close(merged(ids).logits, with_adapter(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_r4_a_reward_model_with_an_adapter_trains_its_new_head_whole_and_is_read_back(
+    base: stages.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_VOLUMES", json.dumps({"models": str(base.root / "volume")}))
+    recipe = {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-2}
+    run = finished(base.root, adapted(base, "reward", "scored", zero_stage=3, recipe=recipe))
+    artifact = result_of(run)
+    weights, started = weights_of(run), weights_of(base)
+    width = stages.TINY_LLAMA["hidden_size"]
+    drawn = torch.randn((1, width), generator=torch.Generator().manual_seed(42)) / math.sqrt(width + 1)
+    moved = (weights["score.weight"] - drawn).norm() / drawn.norm()
+    assert 0 < float(moved) < 0.5, "learnt, from the head that its seed gives, on every rank"
+    assert not torch.equal(weights["model.layers.0.mlp.up_proj.weight"], started["model.layers.0.mlp.up_proj.weight"])
+    assert torch.equal(weights["model.norm.weight"], started["model.norm.weight"])
+    assert manifest.verify(run.folder / "model").kind == "reward"
+
+    backbone = AutoModelForSequenceClassification.from_pretrained(base.folder / "model", num_labels=1)
+    with_adapter = PeftModel.from_pretrained(backbone, str(run.folder / "adapter")).eval()
+    ids, positions = torch.arange(3, 23)[None], torch.arange(20)[None]
+    merged, _ = load_scorer(artifact, Precision.FP32, verify=True)  # as the judge and the critic of ppo are loaded
+    hidden = with_adapter.base_model.model.model(input_ids=ids, position_ids=positions)[0]
+    scores = with_adapter.base_model.model.score(hidden)[..., 0]
+    lengths = ((20,),)
+    batch = MicroBatch(ids, positions, ids > 0, (20,), lengths, np.empty(0, LABELS))
+    torch.testing.assert_close(merged(batch), scores.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_r4_a_new_head_has_the_spread_that_is_meant_and_is_saved_as_it_is(base: stages.Run, tmp_path: Path) -> None:
+    folder = base.root / "volume" / "tiny" / "base" / "model"
+    heads = [add_head(folder, seed).score.weight for seed in range(200)]
+    spread = float(torch.cat(heads).detach().std())
+    assert spread == pytest.approx(1 / math.sqrt(stages.TINY_LLAMA["hidden_size"] + 1), rel=0.04), "6400 draws"
+    model = add_head(folder, 3)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(again.score.weight, heads[3])

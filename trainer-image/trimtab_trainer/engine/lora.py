@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trimtab_trainer import manifest
-from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.config import StageType, TrainConfig
 from trimtab_trainer.errors import StageError, TrainingFailed
 from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.lora_targets import choose_targets, linear_sizes
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _ADAPTER = "default"
 """peft's name of an only adapter; it stands in the names of its tensors in memory, not in files."""
 _BASE, _A, _B = ".base_layer.", f".lora_A.{_ADAPTER}.", f".lora_B.{_ADAPTER}."
+_HEAD = "score."
+"""Of a reward model."""
 _PEFT_PREFIX = "base_model.model."
 """What names in peft's files begin with."""
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -43,6 +45,8 @@ _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 def add_adapter(model: PreTrainedModel, config: TrainConfig, lora: Lora) -> None:
     """Freeze the model and put an adapter beside each target; A is drawn from the stage's seed, the same on each rank.
+
+    A reward model's head is new, so it is trained whole.
 
     Raises:
         BadConfiguration: a target does not exist.
@@ -54,11 +58,14 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, lora: Lora) -> None
         raise
     torch.manual_seed(config.recipe.seed)
     inject_adapter_in_model(_peft_config(config, lora, targets), cast(nn.Module, model), _ADAPTER)
+    for name, parameter in model.named_parameters():
+        if name.startswith(_HEAD):
+            parameter.requires_grad = True
 
 
 def _peft_config(config: TrainConfig, lora: Lora, targets: list[str]) -> LoraConfig:
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if config.type is StageType.REWARD else "CAUSAL_LM",
         base_model_name_or_path=config.model.uri if config.model else None,
         r=lora.rank,
         lora_alpha=lora.effective_alpha,
@@ -108,26 +115,23 @@ class Trained:
 
     Attributes:
         tensors: of the model with its adapter, by name; empty but on rank 0.
-        logits: fp32 [T, V] of the model in training for `_probe_ids`.
+        answers: of the model in training, see `_answers`.
         transposed: see `merge`.
     """
 
     config: TrainConfig
     lora: Lora
     tensors: Mapping[str, torch.Tensor]
-    logits: torch.Tensor
+    answers: torch.Tensor
     transposed: bool
 
     @classmethod
     def of(cls, engine: Engine, config: TrainConfig, lora: Lora, tensors: Mapping[str, torch.Tensor]) -> Self:
         """Collective."""
         engine.deepspeed.eval()
-        ids = _probe_ids(engine.module).to(engine.device)
-        positions = torch.arange(ids.shape[1], device=engine.device)[None]
-        with torch.no_grad():
-            logits = engine.module(input_ids=ids, position_ids=positions, use_cache=False).logits
         layers = [module for module in engine.module.modules() if isinstance(module, LoraLayer)]
-        return cls(config, lora, tensors, logits[0].float().cpu(), any(layer.fan_in_fan_out for layer in layers))
+        transposed = any(layer.fan_in_fan_out for layer in layers)
+        return cls(config, lora, tensors, _answers(engine.module, engine.device), transposed)
 
     @property
     def merged(self) -> dict[str, torch.Tensor]:
@@ -135,18 +139,16 @@ class Trained:
         return merge(self.tensors, self.lora.scaling, transposed=self.transposed)
 
     def check_merged(self, folder: Path, model: PreTrainedModel) -> None:
-        """Compare the logits of the saved model with those of the model in training.
+        """Compare what the saved model answers with what the model in training does.
 
         Raises:
             TrainingFailed: they differ by more than rounding.
         """
-        with torch.no_grad():
-            logits = model.eval()(_probe_ids(model), use_cache=False).logits[0].float()
-        moved = float((logits - self.logits).abs().max())
-        allowed = _ROUNDING[model.dtype] * float(self.logits.abs().max())
+        moved = float((_answers(model.eval(), torch.device("cpu")) - self.answers).abs().max())
+        allowed = _ROUNDING[model.dtype] * float(self.answers.abs().max())
         if not moved <= allowed:
             raise TrainingFailed(
-                f"{folder}: merging the adapter changes the logits by {moved:.3g}, rounding explains {allowed:.3g}; "
+                f"{folder}: merging the adapter changes its answers by {moved:.3g}, rounding explains {allowed:.3g}; "
                 "set precision: fp32, or train all weights",
                 reason="MergeDiffers",
                 stage=self.config.stage,
@@ -157,12 +159,15 @@ class Trained:
         if self.config.model is None:
             raise ValueError("an adapter belongs to a model with weights")
         draft.mkdir(parents=True)
-        own = {name: tensor.contiguous() for name, tensor in self.tensors.items() if _A in name or _B in name}
+        added = [name for name in self.tensors if _A in name or _B in name]
+        heads = [name for name in self.tensors if name.startswith(_HEAD)]
+        own = {name: self.tensors[name].contiguous() for name in (*added, *heads)}
         named = {_PEFT_PREFIX + name.replace(f".{_ADAPTER}.", "."): tensor for name, tensor in own.items()}
         save_file(named, draft / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        settings = _peft_config(self.config, self.lora, sorted({name.split(".")[-4] for name in own}))
+        settings = _peft_config(self.config, self.lora, sorted({name.split(".")[-4] for name in added}))
         settings.fan_in_fan_out = self.transposed
         settings.inference_mode = True
+        settings.modules_to_save = [_HEAD.removesuffix(".")] if heads else None
         settings.save_pretrained(str(draft))
         for file in draft.iterdir():
             file.chmod(0o644)  # as in `model/`: the server runs as another user
@@ -170,7 +175,16 @@ class Trained:
         manifest.seal(draft, "adapter", lineage.model_dump(mode="json", by_alias=True) | base)
 
 
-def _probe_ids(model: PreTrainedModel) -> torch.Tensor:
-    """int64 [1, 16]: any text."""
+@torch.no_grad()
+def _answers(model: PreTrainedModel, device: torch.device) -> torch.Tensor:
+    """For 16 tokens of any text: logits, fp32 [16, V], or a reward model's scores, fp32 [16, 1]; on the CPU."""
     vocabulary: int = model.config.get_text_config().vocab_size
-    return (torch.arange(16) * 7 % vocabulary)[None]
+    ids = (torch.arange(16, device=device) * 7 % vocabulary)[None]
+    positions = torch.arange(16, device=device)[None]
+    if not hasattr(model, "score"):
+        logits: torch.Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        return logits[0].float().cpu()
+    # not `logits`: those are one number, of a token that is chosen by the padding token's id
+    hidden = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0]
+    scores: torch.Tensor = cast(nn.Module, model.score)(hidden)
+    return scores[0].float().cpu()
