@@ -27,7 +27,7 @@ from trimtab_trainer.data.tokenizer import (
     train_tokenizer,
 )
 from trimtab_trainer.errors import BadConfiguration
-from trimtab_trainer.lora_targets import choose_targets
+from trimtab_trainer.lora_targets import choose_targets, require_bitsandbytes
 from trimtab_trainer.prepare.estimate import ModelShape, estimate, model_shape
 from trimtab_trainer.prepare.models import check_fit, complete_config
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
@@ -84,6 +84,8 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
         StageError: with cause, place and remedy; nothing is left behind but in `scratch`.
     """
     _check_mixture(stage)
+    if stage.lora is not None and stage.lora.quantization is not None:
+        _check_quantization(stage)
     sets = fetch_all(sources_of(stage), scratch / "data")
     note = prepared / "by-input" / f"{_input_key(stage, origin, sets)}.json"
     if note.is_file():
@@ -111,6 +113,13 @@ def _check_mixture(stage: PrepareStage) -> None:
         raise BadConfiguration(f"the replay fractions of data sum to {total:g}; lower them to less than 1 in all")
     for i, source in enumerate(stage.data):
         TaskTemplates(source.templates, f"data[{i}]")
+
+
+def _check_quantization(stage: PrepareStage) -> None:
+    """Whether the weights below an adapter can be held in 4 bits: this is the image that will train."""
+    require_bitsandbytes()
+    if stage.zero_stage == 3:
+        raise BadConfiguration("lora.quantization: zeroStage 3 would shard what is packed; set zeroStage to 2")
 
 
 def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared: Path, draft: Path) -> _Remembered:
