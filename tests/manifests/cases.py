@@ -97,7 +97,7 @@ def _reward(**fields: Any) -> Manifest:
 
 def _ppo(**fields: Any) -> Manifest:
     """`rewardFrom` goes into `ppo`, the rest into the stage; None leaves a field out."""
-    ppo = {"rewardFrom": fields.pop("rewardFrom", "score"), "prompts": _TEXT["data"]}
+    ppo = {"rewardFrom": fields.pop("rewardFrom", "score"), "prompts": _TEXT["data"], **fields.pop("ppo", {})}
     stage = {"name": "policy", "from": "a", "ppo": ppo, **fields}
     return {key: value for key, value in stage.items() if value is not None}
 
@@ -207,6 +207,11 @@ REFUSED = (
         "an adapter for a policy",
         job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(lora={"rank": 8})]),
         ("spec", "a ppo stage trains all weights"),
+    ),
+    Refused(
+        "a pretraining mix of no weight",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(ppo={"pretrainingMix": _TEXT})]),
+        ("spec.stages[2].ppo.pretrainingMix", "coefficient"),
     ),
     Refused(
         "label smoothing of IPO",

@@ -39,6 +39,7 @@ _NEIGHBOURS: dict[str, Any] = {
     "tokenizer": {"train": {}},
     "rollout": {"from": "chat", "endpointName": "case"},
     "create": {"servedModelName": "case"},
+    "pretrainingMix": {"data": [_ITEMS["data"]], "coefficient": 1},
     "source": {"jobName": "some", "jobUID": "some"},
 }
 

@@ -115,6 +115,8 @@ class DataSource(Contract):
     templates: list[Template] = []
     few_shot: FewShot | None = None
     held_out_task: TaskName | None = None
+    running_text: bool = False
+    """Running text is welcome whatever the stage learns from, as it is in replay and held-out tasks."""
 
     @property
     def in_mixture(self) -> bool:
@@ -170,13 +172,20 @@ class PrepareStage(Contract):
     lora: Lora | None = None
     reward_stage: str | None = None
     """Of `ppo`: the stage of its reward model, which must have the same tokenizer."""
-    max_new_tokens: Annotated[int, Field(ge=0)] = 0
-    """Of `ppo`: tokens of `maxLength` that are kept for the answer."""
+    ppo: Ppo | None = None
+    """Of `ppo`; absent in other stages."""
+    pretraining_mix: list[DataSource] = []
+    """Of `ppo`: data of `ppo.pretrainingMix`."""
     precision: Precision = Precision.BF16
     zero_stage: ZeroStage = 0
     world_size: int = 1
     accelerator: bool = False
     """Whether the stage's pods ask for accelerators; the estimate of the time depends on it."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of `maxLength` that are kept for the answer."""
+        return self.ppo.rollout.max_new_tokens if self.ppo else 0
 
 
 class PrepareConfig(Contract):

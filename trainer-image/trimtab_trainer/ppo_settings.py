@@ -47,6 +47,19 @@ GaeLambda = Annotated[
     float, Field(ge=0, le=1, description="Lambda of the advantages: 1 trusts what came, 0 the critic.")
 ]
 
+PretrainingCoefficient = Annotated[
+    float,
+    Field(ge=0, le=1000, description="Gamma: weight of the mix's mean next-token loss; InstructGPT's is 27.8."),
+]
+PretrainingRows = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1_048_576,
+        description="Rows of the mix in each update, over all processes; by default as many as it has prompts.",
+    ),
+]
+
 
 class KlPenalty(Contract):
     """What holds the policy to its starting weights."""
@@ -71,6 +84,13 @@ class Critic(Contract):
     learning_rate: LearningRate = 1e-5
 
 
+class PretrainingMix(Contract):
+    """PPO-ptx: gradients of a language model, added to those of each update (Ouyang et al. 2022, equation 2)."""
+
+    coefficient: PretrainingCoefficient
+    rows_per_update: PretrainingRows | None = None
+
+
 class Ppo(Contract):
     """How a `ppo` stage learns from what it samples."""
 
@@ -83,3 +103,14 @@ class Ppo(Contract):
     value_clip_range: ValueClipRange = 0.2
     discount: Discount = 1.0
     gae_lambda: GaeLambda = 0.95
+    pretraining_mix: PretrainingMix | None = None
+
+    def updates(self, prompts: int) -> int:
+        """Updates of a step of so many prompts."""
+        return self.passes * min(self.minibatches, prompts)
+
+    def pretraining_rows(self, global_batch_size: int) -> int:
+        """Rows of the mix in each update; 0 without one."""
+        if self.pretraining_mix is None:
+            return 0
+        return self.pretraining_mix.rows_per_update or -(-global_batch_size // self.minibatches)

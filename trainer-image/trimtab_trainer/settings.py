@@ -72,12 +72,6 @@ class ReferenceLogProbs(StrEnum):
     ONLINE = "online"
 
 
-class Quantization(StrEnum):
-    """How the frozen weights below an adapter are held: in 4 bits, as quantiles of the normal distribution (QLoRA)."""
-
-    NF4 = "nf4"
-
-
 class Optimizer(StrEnum):
     """The optimiser; `sgd` is plain gradient descent, useful to check exactness."""
 
@@ -278,7 +272,6 @@ class Lora(Contract):
     alpha: LoraAlpha | None = None
     dropout: LoraDropout = 0.0
     targets: LoraTargets | None = None
-    quantization: Quantization | None = None
 
     @property
     def effective_alpha(self) -> int:

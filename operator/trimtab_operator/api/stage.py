@@ -28,6 +28,8 @@ from trimtab_trainer.ppo_settings import (
     Minibatches,
     MissingEndReward,
     Passes,
+    PretrainingCoefficient,
+    PretrainingRows,
     Temperature,
     ValueClipRange,
 )
@@ -59,7 +61,6 @@ from trimtab_trainer.settings import (
     Precision,
     PreferenceBeta,
     PreferenceLoss,
-    Quantization,
     ReferenceLogProbs,
     Schedule,
     Seed,
@@ -101,11 +102,6 @@ class Lora(ApiModel):
     alpha: LoraAlpha | None = None
     dropout: LoraDropout | None = None
     targets: LoraTargets | None = None
-    quantization: Quantization | None = Field(
-        default=None,
-        description="nf4: hold the frozen weights of the adapted layers in 4 bits (QLoRA); needs bitsandbytes in the "
-        "trainer's image, and zeroStage 0, 1 or 2. Absent: in the stage's precision.",
-    )
 
 
 class Checkpoint(ApiModel):
@@ -246,6 +242,17 @@ class Critic(ApiModel):
     learning_rate: LearningRate | None = None
 
 
+class PretrainingMix(ApiModel):
+    """PPO-ptx: gradients of a language model are added to those of each update, before clipping."""
+
+    data: DataSources = Field(
+        description="Running text, or conversations, of which the assistant's turns bear loss; longer ones than "
+        "maxLength are cut."
+    )
+    coefficient: PretrainingCoefficient
+    rows_per_update: PretrainingRows | None = None
+
+
 class Ppo(ApiModel):
     """Proximal policy optimisation: the model answers prompts, and learns from the reward model's scores."""
 
@@ -261,6 +268,9 @@ class Ppo(ApiModel):
     value_clip_range: ValueClipRange | None = None
     discount: Discount | None = None
     gae_lambda: GaeLambda | None = None
+    pretraining_mix: PretrainingMix | None = Field(
+        default=None, description="Data whose next-token loss is learnt beside, against forgetting (PPO-ptx)."
+    )
     max_length: MaxLength | None = None
     on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
     max_dropped: MaxDropped | None = None
@@ -298,3 +308,13 @@ class Stage(StageDefaults):
     def task(self) -> Task | None:
         """What the stage does; None where no stage type is set."""
         return self.pretrain or self.sft or self.dpo or self.reward or self.ppo
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """Every data set that the stage names."""
+        task = self.task
+        if task is None:
+            return []
+        held_out = (task.validation and task.validation.data) or []
+        mix = self.ppo and self.ppo.pretraining_mix
+        return [*task.data, *held_out, *(mix.data if mix else [])]

@@ -50,7 +50,7 @@ class Effective:
 
 
 def _ppo(task: api.Ppo) -> Ppo:
-    given = task.model_dump(exclude_none=True)
+    given = task.model_dump(exclude_none=True, exclude={"pretraining_mix": {"data"}})
     return Ppo.model_validate({name: given[name] for name in Ppo.model_fields if name in given})
 
 

@@ -135,10 +135,7 @@ def uris_of(job: FineTuneJob) -> list[str]:
     tokenizer = spec.model.tokenizer and spec.model.tokenizer.uri
     uris = [spec.artifacts.uri, *(uri for uri in (spec.model.uri, tokenizer) if uri)]
     for stage in spec.stages:
-        task = stage.task
-        if task is not None:
-            held_out = (task.validation and task.validation.data) or []
-            uris += [source.uri for source in (*task.data, *held_out)]
+        uris += [source.uri for source in stage.sources]
     return uris
 
 

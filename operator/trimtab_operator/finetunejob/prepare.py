@@ -56,11 +56,12 @@ def _stage(stage: Effective) -> PrepareStage:
     given = task.model_dump(
         exclude_none=True, include={"max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
     )
-    sampled = stage.ppo.rollout.max_new_tokens if stage.ppo else 0
+    mix = task.pretraining_mix if isinstance(task, Ppo) else None
     return PrepareStage(
         name=stage.name,
         reward_stage=task.reward_from if isinstance(task, Ppo) else None,
-        max_new_tokens=sampled,
+        ppo=stage.ppo,
+        pretraining_mix=[_source(source) for source in mix.data] if mix else [],
         type=stage.type,
         from_stage=stage.stage.from_,
         data=[_source(source) for source in task.data],

@@ -24,6 +24,7 @@ from trimtab_trainer import manifest
 from trimtab_trainer.config import REPORT, Artifact, JobIdentity, StageType, TrainConfig, dump
 from trimtab_trainer.data.records import NO_LABEL, Label
 from trimtab_trainer.data.store import (
+    PRETRAINING_MIX,
     VALIDATION,
     PreparedInfo,
     RowPlan,
@@ -60,6 +61,7 @@ def write_prepared(
     max_steps: int | None = None,
     validation: int = 0,
     task: int = 0,
+    mix: int = 0,
     stage_type: StageType = StageType.PRETRAIN,
     model_config: dict[str, Any] | None = None,
     seed: int = 0,
@@ -67,8 +69,30 @@ def write_prepared(
     """Ragged rows of one to three segments, or of one or two pairs or rankings; `row_counts` has those of each epoch.
 
     `validation` rows are held out, and `task` rows more as the task that is called `other-task`.
+    `mix`: rows of a pretraining mix, three to an update.
     """
     draft = root / "volume" / "prepared" / "draft"
+    _write_rows(draft, row_counts, batch, max_steps, validation, task, stage_type, seed)
+    if mix:
+        _write_rows(draft / PRETRAINING_MIX, [mix], 3, None, 0, 0, StageType.SFT, seed + 1)
+    _write_tokenizer(draft / "tokenizer")
+    (draft / "model_config.json").write_text(json.dumps(model_config or TINY_LLAMA))
+    digest = manifest.seal(draft, "prepared", {})
+    name = digest.removeprefix("sha256:")
+    manifest.publish(draft, draft.with_name(name))
+    return Artifact(uri=f"pvc://models/prepared/{name}", digest=digest)
+
+
+def _write_rows(
+    draft: Path,
+    row_counts: list[int],
+    batch: int,
+    max_steps: int | None,
+    validation: int,
+    task: int,
+    stage_type: StageType,
+    seed: int,
+) -> None:
     draft.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     total = max(row_counts) + validation + task
@@ -95,8 +119,6 @@ def write_prepared(
         write_plan(draft, VALIDATION, _plan(held_out), store)
     if task:
         write_plan(draft, task_plan("other-task"), _plan(segments_of_row[-task:]), store)
-    _write_tokenizer(draft / "tokenizer")
-    (draft / "model_config.json").write_text(json.dumps(model_config or TINY_LLAMA))
     steps = sum(-(-count // batch) for count in row_counts)
     info = PreparedInfo(
         type=stage_type,
@@ -122,10 +144,6 @@ def write_prepared(
         padding_id=PADDING,
     )
     write_info(draft, info)
-    digest = manifest.seal(draft, "prepared", {})
-    name = digest.removeprefix("sha256:")
-    manifest.publish(draft, draft.with_name(name))
-    return Artifact(uri=f"pvc://models/prepared/{name}", digest=digest)
 
 
 def _labels(stage_type: StageType, rng: np.random.Generator) -> list[Label]:

@@ -84,9 +84,9 @@ def test_a_map_that_only_large_logits_show_is_seen() -> None:
         output.logits = 50 * torch.tanh(output.logits / 50)
         return output
 
-    assert head.find_head(model, 1.0) is not None
+    assert head.find_head(model) is not None
     model.forward = capped
-    assert head.find_head(model, 1.0) is None
+    assert head.find_head(model) is None
 
 
 def test_the_parameters_keep_their_names_and_the_model_its_mode() -> None:

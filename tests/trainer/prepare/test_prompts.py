@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.trainer.prepare.kit import chats, opened, run, sft, stage, write_jsonl
 
 from trimtab_trainer.data.store import VALIDATION
 from trimtab_trainer.data.tokenizer import load_tokenizer
+from trimtab_trainer.errors import BadData
+
+ANSWERS = {"rollout": {"maxNewTokens": 16}}
 
 
 def ppo(*uris: str, **fields: Any) -> dict[str, Any]:
-    return stage("policy", "ppo", *uris, **{"fromStage": "chat", "maxNewTokens": 16, **fields})
+    return stage("policy", "ppo", *uris, **{"fromStage": "chat", "ppo": ANSWERS, **fields})
 
 
 def test_each_row_is_one_prompt_up_to_where_the_model_answers(tmp_path: Path) -> None:
@@ -28,3 +32,45 @@ def test_each_row_is_one_prompt_up_to_where_the_model_answers(tmp_path: Path) ->
             assert len(row.segment_lengths) == 1
             assert text.endswith("?<|end|><|assistant|>")
             assert "It is" not in text
+
+
+def test_p11_a_pretraining_mix_gives_each_update_its_rows(tmp_path: Path) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"And {i}?"} for i in range(10)])
+    chat = write_jsonl(tmp_path / "chat.jsonl", chats(20))
+    text = write_jsonl(tmp_path / "text.jsonl", [{"text": f"{i} is a number. " * 40} for i in range(3)])
+    mix = {"coefficient": 2, "rowsPerUpdate": 3}
+    policy = ppo(
+        prompts.as_uri(),
+        pretrainingMix=[{"uri": chat.as_uri()}, {"uri": text.as_uri()}],
+        ppo={**ANSWERS, "passes": 2, "minibatches": 4, "pretrainingMix": mix},
+        recipe={"globalBatchSize": 8, "epochs": 2},
+    )
+    root = tmp_path / "root"
+    report = run(root, sft(chat.as_uri()), policy)
+    prepared = opened(root, report, 1)
+    its_mix = prepared.pretraining_mix
+    assert its_mix is not None
+    # each epoch has a step of 8 prompts, with 4 updates a pass, and one of 2, with 2
+    assert its_mix.info.total_steps == 2 * (2 * 4 + 2 * 2)
+    assert its_mix.rows(0) == 3 * its_mix.info.total_steps
+    rows = [its_mix.row(0, i) for i in range(its_mix.rows(0))]
+    assert all(row.loss_mask.any() for row in rows)
+    tokenizer = load_tokenizer(prepared.tokenizer_folder)
+    seen = " ".join(tokenizer.decode(row.input_ids) for row in rows)
+    assert "It is 7." in seen
+    assert "2 is a number. 2 is" in seen
+    passes = [record for row in rows for record in row.record_ids]
+    records = len(set(passes))
+    assert len(passes) > records, "it begins anew"
+    assert sorted(passes[:records]) == sorted(set(passes)), "nothing is seen twice before all is seen once"
+    assert opened(root, run(root, sft(chat.as_uri()), policy), 1).folder == prepared.folder, "found again"
+    changed = {**policy, "ppo": {**policy["ppo"], "passes": 1}}
+    assert opened(root, run(root, sft(chat.as_uri()), changed), 1).pretraining_mix.rows(0) == 36  # type: ignore[union-attr]
+
+
+def test_a_bad_record_of_the_pretraining_mix_is_named(tmp_path: Path) -> None:
+    chat = write_jsonl(tmp_path / "chat.jsonl", chats(20))
+    bad = write_jsonl(tmp_path / "bad.jsonl", [{"text": "good"}, {"text": 5}])
+    policy = ppo(chat.as_uri(), pretrainingMix=[{"uri": bad.as_uri()}], ppo={"pretrainingMix": {"coefficient": 1}})
+    with pytest.raises(BadData, match=r"line 2 of .*bad\.jsonl: .*text"):
+        run(tmp_path / "root", sft(chat.as_uri()), {**policy, "maxLength": 300})

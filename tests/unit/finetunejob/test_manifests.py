@@ -11,7 +11,7 @@ from tests.unit.finetunejob.world import World, spec, stage
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
-from trimtab_trainer.ppo_settings import KlPenalty, Ppo, Rollout
+from trimtab_trainer.ppo_settings import KlPenalty, Ppo, PretrainingMix, Rollout
 from trimtab_trainer.settings import FewShot, Lora, Preference, Template
 
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -231,6 +231,10 @@ def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
         "kl": {"coefficient": 0.1},
         "rollout": {"maxNewTokens": 24},
         "passes": 2,
+        "pretrainingMix": {
+            "data": [{"uri": "s3://texts/old.jsonl", "secretRef": {"name": "keys"}}],
+            "coefficient": 27.8,
+        },
     }
     policy = {"name": "policy", "from": "one", "ppo": learning}
     made = World(spec(stage("one"), {"name": "score", "from": "one", **pairs}, policy))
@@ -238,6 +242,9 @@ def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
     told = STAGE_CONFIG.validate_python(made.config("prepare"))
     assert isinstance(told, PrepareConfig)
     assert (told.stages[2].reward_stage, told.stages[2].max_new_tokens) == ("score", 24)
+    assert [source.uri for source in told.stages[2].pretraining_mix] == ["s3://texts/old.jsonl"]
+    mounts = made.pods("prepare")[0]["spec"]["containers"][0]["volumeMounts"]
+    assert told.stages[2].pretraining_mix[0].secret_path in {mount["mountPath"] for mount in mounts}
     assert [source.uri for source in told.stages[2].data] == ["pvc://models/prompts.jsonl"]
     for role in ("prepare", "one"):
         made.succeed(role)
@@ -252,7 +259,13 @@ def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
     assert config.reference == config.model
     assert config.model.uri == made.stage("one")["artifact"]["uri"]
     assert config.reward.uri == made.stage("score")["artifact"]["uri"]
-    assert config.ppo == Ppo(kl=KlPenalty(coefficient=0.1), rollout=Rollout(max_new_tokens=24), passes=2)
+    assert config.ppo == told.stages[2].ppo
+    assert config.ppo == Ppo(
+        kl=KlPenalty(coefficient=0.1),
+        rollout=Rollout(max_new_tokens=24),
+        passes=2,
+        pretraining_mix=PretrainingMix(coefficient=27.8),
+    )
 
 
 def test_lora_of_defaults_and_stage_goes_to_prepare_and_trainer() -> None:

@@ -15,6 +15,7 @@ All of it is plain numpy and JSON, so other programs can read it too:
 | `PLAN.segments.npy` | int64 [S, 3]: (record, first token within the record, tokens) |
 | `PLAN.rows.npy` | int64 [R+1]: row i holds the segments [rows[i], rows[i+1]) |
 | `PLAN.loss.npy` | int64 [R+1]: loss-bearing tokens of all rows before row i |
+| `pretraining-mix/` | the same files for the data whose gradients `ppo` adds, if it does |
 
 PLAN is `epoch-0000`, `epoch-0001`, …, `validation` or `task-NAME`. Segments of a row are isolated from each other
 (block-diagonal attention, positions from 0), in `pretrain` as in `sft`; so the first token of a segment is no target.
@@ -46,8 +47,9 @@ PlanName = int | str
 
 LABELS = np.dtype([("position", "u1"), ("rank", "u1"), ("margin", "<f4"), ("probability", "<f4")])
 
-
 VALIDATION = "validation"
+PRETRAINING_MIX = "pretraining-mix"
+"""Folder of the data whose gradients `ppo` adds: like its parent, with one plan of all updates' rows."""
 _TASK = "task-"
 
 
@@ -271,6 +273,12 @@ class PreparedData:
         """The model's configuration: completed for random weights, the model's own `config.json` otherwise."""
         path = self.folder / "model_config.json"
         return json.loads(path.read_bytes()) if path.exists() else None
+
+    @cached_property
+    def pretraining_mix(self) -> PreparedData | None:
+        """The data whose gradients `ppo` adds, if it does."""
+        folder = self.folder / PRETRAINING_MIX
+        return PreparedData(folder) if folder.is_dir() else None
 
     def rows(self, plan: PlanName) -> int:
         """Number of rows of a plan."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trimtab_trainer.data.store import LABELS, Row
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,13 @@ def micro_batch_count(rows: int, world_size: int, micro_batch_size: int) -> int:
     """Micro-batches that every rank runs for a step of so many rows, so that collectives match."""
     most = -(-rows // world_size)
     return -(-most // micro_batch_size)
+
+
+def in_micro_batches(own: Sequence[T], rows: int, world_size: int, micro_batch_size: int) -> Iterator[list[T]]:
+    """This rank's part of so many rows in micro-batches, as many as every rank runs."""
+    rest = iter(own)
+    for _ in range(micro_batch_count(rows, world_size, micro_batch_size)):
+        yield list(islice(rest, micro_batch_size))
 
 
 def collate(rows: Sequence[Row], padding_id: int) -> MicroBatch:

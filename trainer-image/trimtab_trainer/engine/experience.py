@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from trimtab_trainer.algorithms.ppo import missing_end_scores
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import PlanName, PreparedData
-from trimtab_trainer.engine.batches import MicroBatch, collate, micro_batch_count, rows_of_rank
+from trimtab_trainer.engine.batches import MicroBatch, collate, in_micro_batches, rows_of_rank
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.networks import Network
 from trimtab_trainer.engine.reward import rewards
@@ -91,9 +90,7 @@ class Judge:
 
     def micro_batches(self, own: Sequence[T], rows: int) -> Iterator[list[T]]:
         """This rank's part of so many rows in micro-batches, as many as every rank runs."""
-        rest = iter(own)
-        for _ in range(micro_batch_count(rows, self._group.size, self._micro_batch_size)):
-            yield list(islice(rest, self._micro_batch_size))
+        return in_micro_batches(own, rows, self._group.size, self._micro_batch_size)
 
     def collate(self, episodes: Sequence[Episode]) -> MicroBatch:
         """Episodes side by side, one a row, on the device."""

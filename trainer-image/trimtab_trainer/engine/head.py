@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import deepspeed
 import torch
@@ -31,14 +32,14 @@ class Head(nn.Module):
         self._map = logit_map
         deepspeed.zero.register_external_parameter(self, head.weight)
 
-    def forward(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
         """See `token_log_probs`."""
         weight = self._shared[0].weight
         chunk = max(1, CHUNK_BYTES[hidden.device.type] // (4 * weight.shape[0]))
-        return token_log_probs(hidden, weight, tokens, self._map, chunk)
+        return token_log_probs(hidden, weight, tokens, replace(self._map, temperature=temperature), chunk)
 
 
-def find_head(model: PreTrainedModel, temperature: float) -> Head | None:
+def find_head(model: PreTrainedModel) -> Head | None:
     """The model's head, where it is a matrix and a known map; None, with a line in the log, where it is not.
 
     transformers has no name for what an architecture does to its logits. So the keys of the configuration that tell it
@@ -47,7 +48,7 @@ def find_head(model: PreTrainedModel, temperature: float) -> Head | None:
     head = model.get_output_embeddings()
     logit_map = _configured(model.config)
     if type(head) is nn.Linear and getattr(head, "bias", None) is None and _is_exact(model, head, logit_map):
-        return Head(head, LogitMap(logit_map.scale, logit_map.cap, temperature))
+        return Head(head, logit_map)
     _log.warning(
         "%s: what this architecture does to its logits is not known here; the logits of whole rows are kept in memory",
         model.config.model_type,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -37,8 +39,8 @@ class LanguageModel(Network):
     def __init__(self, model: PreTrainedModel, temperature: float = 1.0) -> None:
         """`temperature`: what the logits are divided by."""
         super().__init__(model)
-        self._temperature = temperature
-        self.head = find_head(model, temperature)
+        self.head = find_head(model)
+        self.temperature = temperature
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """See `Network`."""
@@ -46,10 +48,22 @@ class LanguageModel(Network):
         tokens = batch.input_ids[:, 1:][bears_loss]
         if self.head is None:
             logits = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
-            return logit_log_probs(logits[:, :-1][bears_loss], tokens, self._temperature)
+            return logit_log_probs(logits[:, :-1][bears_loss], tokens, self.temperature)
         hidden = hidden_states(self.model, batch.input_ids, batch.position_ids)
-        found: torch.Tensor = self.head(hidden[:, :-1][bears_loss], tokens)
+        found: torch.Tensor = self.head(hidden[:, :-1][bears_loss], tokens, self.temperature)
         return found
+
+
+@contextmanager
+def at_temperature(network: Network, temperature: float) -> Iterator[None]:
+    """Forward passes of a language model at another temperature than its own."""
+    if not isinstance(network, LanguageModel):
+        raise TypeError(f"{type(network).__name__} has no temperature")
+    own, network.temperature = network.temperature, temperature
+    try:
+        yield
+    finally:
+        network.temperature = own
 
 
 class Scorer(Network):

@@ -20,6 +20,7 @@ from trimtab_trainer.engine.batches import Step
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.experience import Experience, Judge, Models
 from trimtab_trainer.engine.loop import StepResult, not_finite
+from trimtab_trainer.engine.pretraining_mix import MixGradients
 from trimtab_trainer.engine.rollout import HELD_OUT
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import TrainingFailed
@@ -28,26 +29,27 @@ from trimtab_trainer.ppo_settings import Ppo
 _SHOWN = 8
 """Prompts whose answers are written down each time."""
 _COEFFICIENT = "kl_coefficient"
-_MEANS = ("loss", "value_loss", "clip_fraction", "value_clip_fraction", "gradient_norm")
-"""Of a step's updates."""
+_MIX_LOSS, _MIX_ROW = "pretraining_loss", "pretraining_row"
+_MEANS = ("loss", "value_loss", "clip_fraction", "value_clip_fraction")
+"""Of an update's actions."""
+_NORM = "gradient_norm"
+_METRICS = (
+    "value_loss",
+    "score",
+    "kl_sequence",
+    _COEFFICIENT,
+    "entropy",
+    "clip_fraction",
+    "value_clip_fraction",
+    "explained_variance",
+    "response_length",
+    "ended_fraction",
+    "ratio_first",
+)
 
 
 class PpoLoop:
     """Trains actor and critic on prompts; a row is a prompt, and a step samples one answer to each of its rows."""
-
-    metrics: tuple[str, ...] = (
-        "value_loss",
-        "score",
-        "kl_sequence",
-        _COEFFICIENT,
-        "entropy",
-        "clip_fraction",
-        "value_clip_fraction",
-        "explained_variance",
-        "response_length",
-        "ended_fraction",
-        "ratio_first",
-    )
 
     def __init__(
         self,
@@ -60,9 +62,17 @@ class PpoLoop:
     ) -> None:
         self._models, self._group, self._prepared, self._config, self._ppo = models, group, prepared, config, ppo
         self._judge = Judge(models, group, prepared, config, ppo.rollout)
+        self._mix: MixGradients | None = None
+        if ppo.pretraining_mix is not None:
+            self._mix = MixGradients(models.actor, group, prepared, config, ppo.pretraining_mix)
         self._told_to_stop = told_to_stop
         self._coefficient = ppo.kl.coefficient
         self._critic_recipe = config.recipe.model_copy(update={"learning_rate": ppo.critic.learning_rate})
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What a step tells besides its loss."""
+        return (*_METRICS, _MIX_LOSS) if self._mix else _METRICS
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -72,11 +82,13 @@ class PpoLoop:
     @property
     def state(self) -> dict[str, float]:
         """What is carried from step to step besides the engines."""
-        return {_COEFFICIENT: self._coefficient}
+        return {_COEFFICIENT: self._coefficient, **({_MIX_ROW: self._mix.row} if self._mix else {})}
 
     @state.setter
     def state(self, state: dict[str, float]) -> None:
         self._coefficient = state[_COEFFICIENT]
+        if self._mix:
+            self._mix.row = int(state[_MIX_ROW])
 
     def step(self, step: Step) -> StepResult:
         """One rollout and its updates.
@@ -95,13 +107,13 @@ class PpoLoop:
             for _ in range(self._ppo.passes)
             for start, stop in self._minibatches(step)
         ]
-        told |= {name: sum(update[name] for update in updates) / len(updates) for name in _MEANS}
+        told |= {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         told["ratio_first"] = updates[0]["ratio"]
         self._steer(told["kl_sequence"], step.stop - step.start)
         own_tokens = sum(len(each.episode.row.input_ids) for each in experience)
         tokens, stop_wanted = self._group.sum(own_tokens, float(self._told_to_stop()))
         metrics = {name: told[name] for name in self.metrics}
-        return StepResult(told["loss"], told["gradient_norm"], rate, int(tokens), stop_wanted > 0, metrics)
+        return StepResult(told["loss"], told[_NORM], rate, int(tokens), stop_wanted > 0, metrics)
 
     def validate(self, plan: PlanName, beat: Callable[[], None]) -> dict[str, float]:
         """Score, KL and more of sampled answers to held-out prompts, with the same random numbers each time.
@@ -209,7 +221,7 @@ class PpoLoop:
         return experience[max(0, first) : max(0, last)]
 
     def _update(self, part: Sequence[Experience], rows: int, step: Step, rate: float) -> dict[str, float]:
-        """One update of actor and critic: means over all ranks' actions, and the largest |ratio - 1|."""
+        """One update of actor and critic: means over all ranks' actions, the largest |ratio - 1|, and more."""
         actor, critic = self._models.actor, self._models.critic
         (actions,) = self._group.sum(sum(each.episode.actions for each in part))
         scale = self._group.size / max(1.0, actions)
@@ -232,10 +244,13 @@ class PpoLoop:
             ratio = max([ratio, *(policy.ratio - 1).abs().tolist()])
         means = [total / max(1.0, actions) for total in self._group.sum(*totals)]
         self._require_finite(step, loss=means[0], value_loss=means[1])
-        norm = actor.step(rate)
+        told = dict(zip(_MEANS, means, strict=True)) | {"ratio": self._group.max(ratio)}
+        if self._mix:
+            told[_MIX_LOSS] = self._mix.add(step)
+        told[_NORM] = actor.step(rate)
         critic_rate = learning_rate(self._critic_recipe, step.index, self._prepared.info.total_steps)
-        self._require_finite(step, gradient_norm=norm, critic_gradient_norm=critic.step(critic_rate))
-        return dict(zip(_MEANS, (*means, norm), strict=True)) | {"ratio": self._group.max(ratio)}
+        self._require_finite(step, gradient_norm=told[_NORM], critic_gradient_norm=critic.step(critic_rate))
+        return told
 
     def _require_finite(self, step: Step, **values: float) -> None:
         for name, value in values.items():

@@ -106,8 +106,11 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:500]
 
 
-def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:
-    """Memory of one process, and time for `tokens` tokens over all epochs; formulas in the module's docstring."""
+def estimate(stage: PrepareStage, shape: ModelShape, tokens: int, mix_tokens: int = 0) -> Estimate:
+    """Memory of one process, and time for the tokens of all epochs; formulas in the module's docstring.
+
+    `mix_tokens`: those of a pretraining mix, which are beside.
+    """
     width = 2 if stage.precision is Precision.BF16 else 4
     recipe, world = stage.recipe, stage.world_size
     parts = [world if stage.zero_stage >= level else 1 for level in (1, 2, 3)]
@@ -132,6 +135,7 @@ def estimate(stage: PrepareStage, shape: ModelShape, tokens: int) -> Estimate:
     passes = 3 + recipe.gradient_checkpointing + has_reference
     if stage.type is StageType.PPO:
         tokens *= 4
-    operations = tokens * (passes * forward - 2 * (shape.parameters - trained if adapter else 0))
+    operations = mix_tokens * (3 + recipe.gradient_checkpointing) * forward
+    operations += tokens * (passes * forward - 2 * (shape.parameters - trained if adapter else 0))
     rate = FLOPS[stage.accelerator, stage.precision] * world
     return Estimate(math.ceil(memory), math.ceil(operations / rate))

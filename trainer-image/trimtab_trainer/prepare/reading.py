@@ -96,7 +96,7 @@ class _Source:
         self._stage, self._number, self._data = stage, number, data
         self._first_file, self._recognised = first_file, recognised
         self._templates = TaskTemplates(source.templates, place) if source.templates else None
-        self._text_too = not source.in_mixture
+        self._text_too = source.running_text or not source.in_mixture
         self._wordings = wording_count(stage, number)
         self._few_shot = source.few_shot
 

@@ -27,8 +27,10 @@ from trimtab_trainer.data.tokenizer import (
     train_tokenizer,
 )
 from trimtab_trainer.errors import BadConfiguration
-from trimtab_trainer.lora_targets import choose_targets, require_bitsandbytes
+from trimtab_trainer.lora_targets import choose_targets
+from trimtab_trainer.ppo_settings import Ppo
 from trimtab_trainer.prepare.estimate import ModelShape, estimate, model_shape
+from trimtab_trainer.prepare.mix import prepare_mix
 from trimtab_trainer.prepare.models import check_fit, complete_config
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
 from trimtab_trainer.prepare.reading import Recognised, read_all
@@ -45,7 +47,7 @@ PREPARE_VERSION = 7
 _LIBRARIES = ("numpy", "tokenizers", "transformers")
 _SAMPLE_TOKENS = 400
 _RECIPE_KEYS = {"epochs", "max_steps", "global_batch_size", "seed"}
-_STAGE_KEYS = {"type", "loss", "max_length", "max_new_tokens", "packing", "on_invalid", "on_too_long", "max_dropped"}
+_STAGE_KEYS = {"type", "loss", "max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
 _SOURCE_KEYS = {"weight", "cap", "replay_fraction", "templates", "few_shot", "held_out_task"}
 
 
@@ -75,6 +77,8 @@ class _Remembered(Contract):
     shape: ModelShape
     all_tokens: int
     """Tokens of all steps, over all epochs."""
+    mix_tokens: int = 0
+    """Of them, those of a pretraining mix, which are beside."""
 
 
 def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: Path) -> PreparedStage:
@@ -84,10 +88,9 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
         StageError: with cause, place and remedy; nothing is left behind but in `scratch`.
     """
     _check_mixture(stage)
-    if stage.lora is not None and stage.lora.quantization is not None:
-        _check_quantization(stage)
     sets = fetch_all(sources_of(stage), scratch / "data")
-    note = prepared / "by-input" / f"{_input_key(stage, origin, sets)}.json"
+    mixed = fetch_all(stage.pretraining_mix, scratch / "mix")
+    note = prepared / "by-input" / f"{_input_key(stage, origin, sets, mixed)}.json"
     if note.is_file():
         remembered = _Remembered.model_validate_json(note.read_bytes())
         digest = remembered.stage.digest
@@ -95,7 +98,7 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
             log.info("prepared data found again: nothing is computed", stage=stage.name, digest=digest)
             return _report(stage, remembered, reused=True)
         log.warning("prepared data are gone or damaged: made again", stage=stage.name, digest=digest)
-    made = _make(stage, origin, sets, prepared, fresh_folder(scratch / "draft"))
+    made = _make(stage, origin, sets, mixed, prepared, fresh_folder(scratch / "draft"))
     write_atomically(note, made.model_dump_json(by_alias=True))
     return _report(stage, made, reused=False)
 
@@ -115,14 +118,14 @@ def _check_mixture(stage: PrepareStage) -> None:
         TaskTemplates(source.templates, f"data[{i}]")
 
 
-def _check_quantization(stage: PrepareStage) -> None:
-    """Whether the weights below an adapter can be held in 4 bits: this is the image that will train."""
-    require_bitsandbytes()
-    if stage.zero_stage == 3:
-        raise BadConfiguration("lora.quantization: zeroStage 3 would shard what is packed; set zeroStage to 2")
-
-
-def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared: Path, draft: Path) -> _Remembered:
+def _make(
+    stage: PrepareStage,
+    origin: Origin,
+    sets: Sequence[DataSet],
+    mixed: Sequence[DataSet],
+    prepared: Path,
+    draft: Path,
+) -> _Remembered:
     if origin.tokenizer is not None:
         copy_tokenizer(origin.tokenizer, draft / "tokenizer")
     elif origin.train is not None:
@@ -168,14 +171,20 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
         end_of_turn_id=control.end_of_turn,
         padding_id=control.padding,
     )
+    sample = _sample(sets, tokenized, store, tokenizer, shows_loss=not prompts)
+    mix_tokens = 0
+    if mixed:
+        mix = prepare_mix(stage, mixed, encoder, info, draft)
+        sample += "\n=== pretraining mix\n" + _sample(mixed, mix.tokenized, mix.store, tokenizer, shows_loss=True)
+        info = mix.counted_with(info)
+        mix_tokens = mix.info.tokens
     write_info(draft, info)
     (draft / "model_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    sample = _sample(sets, tokenized, store, tokenizer, shows_loss=not prompts)
     (draft / "sample.txt").write_text(sample, encoding="utf-8")
     log.info("data recognised", stage=stage.name)
     print(sample, flush=True)  # many lines, to be read as they are
     digest = manifest.seal(
-        draft, "prepared", {"tokenizer": info.tokenizer_digest, "data": [s.identity() for s in sets]}
+        draft, "prepared", {"tokenizer": info.tokenizer_digest, "data": [s.identity() for s in (*sets, *mixed)]}
     )
     publish_addressed(draft, prepared, digest)
     found = PreparedStage(
@@ -188,12 +197,12 @@ def _make(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], prepared
         memory_bytes=0,
         seconds=0,
     )
-    return _Remembered(stage=found, shape=shape, all_tokens=planned.all_tokens)
+    return _Remembered(stage=found, shape=shape, all_tokens=planned.all_tokens, mix_tokens=mix_tokens)
 
 
 def _report(stage: PrepareStage, made: _Remembered, *, reused: bool) -> PreparedStage:
     """The found counts with the estimate for the stage's present hardware settings, which are no part of the folder."""
-    need = estimate(stage, made.shape, made.all_tokens)
+    need = estimate(stage, made.shape, made.all_tokens, made.mix_tokens)
     return made.stage.model_copy(update={"memory_bytes": need.memory_bytes, "seconds": need.seconds, "reused": reused})
 
 
@@ -209,7 +218,7 @@ def _texts(stage: PrepareStage, sets: Sequence[DataSet]) -> Iterator[str]:
             yield from texts_of(record)
 
 
-def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet]) -> str:
+def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], mixed: Sequence[DataSet]) -> str:
     """Hex sha256 of all that the prepared folder follows from."""
     inputs = {
         "version": [PREPARE_VERSION, *(version(library) for library in _LIBRARIES)],
@@ -218,11 +227,20 @@ def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet]) -> 
         "fraction": stage.validation.fraction if stage.validation else None,
         "mixture": [source.model_dump(mode="json", include=_SOURCE_KEYS) for source in sources_of(stage)],
         "data": [data.identity() for data in sets],
+        "answer": stage.max_new_tokens,
+        "pretraining_mix": _mix_key(stage, mixed) if mixed else None,
         "tokenizer": tokenizer_digest(origin.tokenizer) if origin.tokenizer else None,
         "train": origin.train.model_dump(mode="json") if origin.train else None,
         "config": [origin.config, None if origin.complete else origin.longest],
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _mix_key(stage: PrepareStage, mixed: Sequence[DataSet]) -> list[Any]:
+    ppo = stage.ppo or Ppo()
+    sources = [data.source.model_dump(mode="json", include=_SOURCE_KEYS) for data in mixed]
+    rows = ppo.pretraining_rows(stage.recipe.global_batch_size)
+    return [sources, [data.identity() for data in mixed], rows, ppo.minibatches, ppo.passes]
 
 
 def _sample(
