@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +149,14 @@ def test_r4_r6_a_reward_model_is_centred_and_scores_the_same_when_read_back(base
     folder = calm.folder / "model"
     assert manifest.read_manifest(folder).kind == "reward"
     card = (folder / "README.md").read_text(encoding="utf-8")
+    error = float(card.partition("calibration error: ")[2].partition(".\n")[0])
+    told_error = next(m.value for m in calm.report.metrics if m.name == "validation_calibration_error")
+    assert float(told_error) == pytest.approx(error, abs=5.1e-4)
+    assert (folder / "calibration.png").stat().st_size > 5000
+    held = calm.config.prepared.uri.removeprefix("pvc://models/")
+    assert calibration_of(folder, PreparedData(base.root / "volume" / held)) == pytest.approx(
+        float(told_error), abs=1e-5
+    )
     assert "New in this stage, so without a distance: `score.weight`." in card
     assert "| `self_attn.q_proj` | 0." in card
     assert weights["score.weight"].shape == (1, stages.TINY_LLAMA["hidden_size"])
@@ -173,6 +183,28 @@ def test_r4_r6_a_reward_model_is_centred_and_scores_the_same_when_read_back(base
     )
     assert (code, refused.report.reason) == (64, "BadConfiguration")
     assert "holds a reward, not a model" in refused.report.message
+
+
+def calibration_of(folder: Path, prepared: PreparedData) -> float:
+    """The expected calibration error on the held-out rows, one answer at a time, one comparison at a time."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    bins: dict[int, list[float]] = {}
+    count = 0
+    for index in range(prepared.rows(VALIDATION)):
+        row = prepared.row(VALIDATION, index)
+        ids = np.split(row.input_ids, np.cumsum(row.segment_lengths)[:-1])
+        with torch.no_grad():
+            scores = [float(model(input_ids=torch.from_numpy(each).long()[None]).logits[0, 0]) for each in ids]
+        places = row.labels["position"].tolist()
+        for i, j in itertools.combinations(range(len(places)), 2):
+            is_one_ranking = places[j] - places[i] == j - i
+            if is_one_ranking and row.labels["rank"][i] < row.labels["rank"][j]:
+                confidence = 1 / (1 + math.exp(-abs(scores[i] - scores[j])))
+                probability = float(row.labels["probability"][i])
+                right = probability if scores[i] > scores[j] else 1 - probability
+                bins.setdefault(min(9, int((confidence - 0.5) * 20)), []).append(confidence - right)
+                count += 1
+    return sum(abs(sum(gaps)) for gaps in bins.values()) / count
 
 
 def answer_masks(run: stages.Run) -> Iterator[NDArray[np.bool_]]:

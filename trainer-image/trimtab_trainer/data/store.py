@@ -317,6 +317,11 @@ class PreparedData:
         segments, rows, _ = self._plan(plan)
         return segments[rows[start] : rows[stop], 0]
 
+    def labels(self, texts: Int64) -> NDArray[np.void]:
+        """`LABELS` of each of some texts."""
+        labels: NDArray[np.void] = self._store.labels[texts]
+        return labels
+
     def answers(self, plan: PlanName) -> tuple[Int64, Int64]:
         """Of each text of a plan: its place in its ranking, the best is 0, and its loss-bearing tokens; int64 [T]."""
         texts = self.texts(plan, 0, self.rows(plan))

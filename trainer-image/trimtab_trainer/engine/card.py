@@ -8,7 +8,8 @@ from typing import Any
 
 from trimtab_trainer.config import COMPARING, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData, PreparedInfo
-from trimtab_trainer.engine import answer_lengths, change
+from trimtab_trainer.engine import answer_lengths, calibration, change
+from trimtab_trainer.engine.calibration import Calibration
 from trimtab_trainer.engine.change import Change
 from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, key_of
@@ -25,13 +26,19 @@ def write_card(
     lineage: Lineage,
     rows: list[dict[str, Any]],
     moved: Change | None,
+    calibrated: Calibration | None,
 ) -> None:
-    """Write `README.md` and the plots beside it; `moved` is None where the weights were random at first."""
+    """Write `README.md` and the plots beside it.
+
+    `moved`: None where the weights were random at first; `calibrated`: of a reward model with held-out comparisons.
+    """
     info = prepared.info
     unit = _UNITS.get(config.type, "loss-bearing token")
     _plot(folder / _PLOT, rows, unit, lineage.best_step)
     if moved is not None:
         change.draw(moved, folder / _CHANGE_PLOT)
+    if calibrated is not None:
+        calibration.draw(calibrated, folder / calibration.CALIBRATION_PLOT)
     metrics = "\n".join(f"| {metric.name} | {metric.value} |" for metric in lineage.metrics)
     settings = config.recipe.model_dump(mode="json", by_alias=True)
     if config.lora:
@@ -39,6 +46,8 @@ def write_card(
     if config.preference:
         settings["preference"] = config.preference.model_dump(mode="json", by_alias=True)
     answers = answer_lengths.section(prepared) if config.type in COMPARING else ""
+    if calibrated is not None:
+        answers += calibration.section(calibrated)
     base = f"`{config.model.digest}`" if config.model else "random weights"
     text = f"""---
 library_name: transformers

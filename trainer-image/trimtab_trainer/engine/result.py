@@ -14,6 +14,7 @@ from trimtab_trainer import manifest
 from trimtab_trainer.config import StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine import change, lora, reference, reward
+from trimtab_trainer.engine.calibration import Calibration
 from trimtab_trainer.engine.card import write_card
 from trimtab_trainer.engine.change import Change
 from trimtab_trainer.engine.distributed import Group
@@ -35,6 +36,7 @@ def publish_result(
     prepared: PreparedData,
     fence: Fence,
     outcome: Outcome,
+    calibrated: Calibration | None = None,
 ) -> str | None:
     """Write, check and publish `model/`, then remove the checkpoints; collective. Returns the digest on rank 0.
 
@@ -72,7 +74,7 @@ def publish_result(
             adapter.check_merged(draft, reloaded)
             adapter.write(folder / f"{draft.name}-adapter", lineage)
         moved = _measure_change(config, engine.module, weights)
-        write_card(draft, config, prepared, lineage, outcome.rows, moved)
+        write_card(draft, config, prepared, lineage, outcome.rows, moved, calibrated)
         digest = manifest.seal(draft, kind, lineage.model_dump(mode="json", by_alias=True))
         fence.check()
         if adapter is not None:

@@ -14,9 +14,10 @@ from trimtab_trainer import manifest
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity
 from trimtab_trainer.config import CheckpointReport, Metric, StageType, TrainConfig, TrainReport
 from trimtab_trainer.data.store import VALIDATION, PreparedData, task_plan
-from trimtab_trainer.engine import checkpoint
+from trimtab_trainer.engine import calibration, checkpoint
 from trimtab_trainer.engine.batches import Step, plan_steps
 from trimtab_trainer.engine.build import build_loop
+from trimtab_trainer.engine.calibration import Calibration
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.early_stopping import Stopper
 from trimtab_trainer.engine.isolation import check_isolation
@@ -95,8 +96,13 @@ class Trainer:
         rows = read_rows(self._folder / METRICS_FILE) if self._group.is_first else []
         known = [row for row in rows if row["step"] <= (best_step or done)]
         metrics = _final_metrics(known, self._loop.metrics)
+        calibrated = self._calibration()
+        if calibrated is not None:
+            metrics.append(Metric(name="validation_calibration_error", value=f"{calibrated.error:.6g}"))
         outcome = Outcome(done, best_step, self._tokens, metrics, rows, self._offset())
-        digest = publish_result(self._engine, self._group, self._config, self._prepared, self._fence, outcome)
+        digest = publish_result(
+            self._engine, self._group, self._config, self._prepared, self._fence, outcome, calibrated
+        )
         if digest is None:
             return None
         return TrainReport(
@@ -134,6 +140,12 @@ class Trainer:
             return None
         scores = Loop(self._engine, self._group, self._prepared, self._config, BestScores(), self._told_to_stop)
         return scores.validate(0, self._beat)["loss"]
+
+    def _calibration(self) -> Calibration | None:
+        """Of a reward model, on what is held out."""
+        if self._config.type is not StageType.REWARD:
+            return None
+        return calibration.measure(self._engine, self._group, self._prepared, self._config, self._beat)
 
     def _begin(self) -> int:
         """Restore the checkpoint that the supervisor verified, if any; returns the number of steps done."""
