@@ -287,23 +287,9 @@ def container(config: TrainConfig, file: Path, environment: dict[str, str]) -> s
     )
 
 
-def killed_and_resumed(root: Path, config: TrainConfig, step: int = 3) -> Run:
-    """Two processes, of which one is killed once `step` is done; the next attempt goes on to the end."""
-    killed = start(root, config)
-    killed.wait_for(lambda: 1 in killed.rank_pids())
-    pid = killed.rank_pids()[1]  # not after the step: tiny models are soon done with the rest
-    killed.wait_for_step(step)
-    os.kill(pid, signal.SIGKILL)
-    assert killed.finish() == 137
-    resumed, code = run(root, config.model_copy(update={"attempt": 2}))
-    assert code == 0, resumed.output
-    assert "resuming from" in resumed.log()
-    return resumed
-
-
-def same_weights(one: Run, other: Run) -> bool:
+def same_weights(one: Run, other: Run, file: str = "model/model.safetensors") -> bool:
     """Bit for bit."""
-    weights, others = (load_file(each.folder / "model" / "model.safetensors") for each in (one, other))
+    weights, others = (load_file(each.folder / file) for each in (one, other))
     return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
 
 

@@ -76,7 +76,7 @@ def test_resume_is_bitwise_in_bf16_with_sharded_weights(base: stages.Run) -> Non
     assert json.loads((calm.folder / "model" / "generation_config.json").read_text())["eos_token_id"] == 1
 
 
-def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> None:
+def test_dpo_starts_at_its_reference(base: stages.Run) -> None:
     start = Artifact(uri="pvc://models/tiny/base/model", digest=base.report.digest)
 
     def preferred(name: str, **changes: object) -> TrainConfig:
@@ -106,9 +106,6 @@ def test_dpo_starts_at_its_reference_and_resumes_bitwise(base: stages.Run) -> No
     told = {metric.name: float(metric.value) for metric in calm.report.metrics}
     assert told["validation_loss_start"] == pytest.approx(math.log(2), abs=1e-6)
     assert told["rewards_margin"] > 0
-    resumed = stages.killed_and_resumed(base.root, preferred("killed"))
-    assert stages.same_weights(calm, resumed)
-    assert [row["step"] for row in resumed.rows()] == list(range(1, 11))
     assert not (calm.folder / "reference").exists(), "removed with the checkpoints"
     assert "computing the reference's log-probabilities once" in calm.log()
     card = (calm.folder / "model" / "README.md").read_text()
@@ -141,10 +138,7 @@ def test_r4_r6_a_reward_model_is_centred_and_scores_the_same_when_read_back(base
 
     calm, code = stages.run(base.root, scoring("reward"))
     assert code == 0, calm.output
-    resumed = stages.killed_and_resumed(base.root, scoring("reward-killed"))
-    assert stages.same_weights(calm, resumed)
     weights = load_file(calm.folder / "model" / "model.safetensors")
-    assert [row["step"] for row in resumed.rows()] == list(range(1, 13))
 
     folder = calm.folder / "model"
     assert manifest.read_manifest(folder).kind == "reward"

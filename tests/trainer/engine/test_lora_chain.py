@@ -72,16 +72,6 @@ def weights_of(run: stages.Run, part: str = "model/model.safetensors") -> dict[s
     return load_file(run.folder / part)
 
 
-def test_a_killed_stage_resumes_bitwise_with_sharded_weights_and_dropout(base: stages.Run, tuned: stages.Run) -> None:
-    config = adapted(base, "sft", "killed", zero_stage=3, precision="bf16")
-    resumed = stages.killed_and_resumed(base.root, config, 6)
-    assert [row["step"] for row in resumed.rows()] == list(range(1, 37))
-    for part in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
-        weights, again = weights_of(tuned, part), weights_of(resumed, part)
-        assert all(torch.equal(weights[name], again[name]) for name in weights), part
-    assert [row["loss"] for row in resumed.rows()] == [row["loss"] for row in tuned.rows()]
-
-
 def test_the_result_is_a_whole_model_with_the_adapter_beside_it(base: stages.Run, tuned: stages.Run) -> None:
     weights, started = weights_of(tuned), weights_of(base)
     assert weights.keys() == started.keys()

@@ -65,7 +65,7 @@ def learning(models: stages.Run, name: str, ppo: Ppo | None = None, **changes: o
     )
 
 
-def test_a_ppo_stage_starts_at_its_reference_and_resumes_bitwise(models: stages.Run) -> None:
+def test_a_ppo_stage_starts_at_its_reference(models: stages.Run) -> None:
     two = {"processes_per_node": 2, "zero_stage": 2}
     calm, code = stages.run(models.root, learning(models, "ppo", **two))
     assert code == 0, calm.output + calm.log()
@@ -78,10 +78,6 @@ def test_a_ppo_stage_starts_at_its_reference_and_resumes_bitwise(models: stages.
     assert rows[1]["klCoefficient"] < 0.05
     answers = [json.loads(line) for line in (calm.folder / "sampleAnswers.jsonl").read_text().splitlines()]
     assert {line["step"] for line in answers} == {0, 4}
-
-    resumed = stages.killed_and_resumed(models.root, learning(models, "ppo-killed", **two))
-    assert stages.same_weights(calm, resumed)
-    assert [[row[key] for key in TOLD] for row in resumed.rows()] == [[row[key] for key in TOLD] for row in rows]
 
 
 def test_a_policy_too_far_from_its_start_fails_the_stage(models: stages.Run) -> None:
