@@ -27,6 +27,7 @@ from trimtab_trainer.volumes import local_path
 def main() -> int:
     """Train; returns the exit code. A preempted process ends with 0, so that torchrun waits for the others."""
     processes.die_with_parent()
+    processes.keep_freed_memory()
     config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
     rank = int(os.environ["RANK"])
     container = processes.redirect_output(log_file(local_path(config.folder), config.attempt, rank))
