@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from trimtab_trainer.errors import BadConfiguration
@@ -10,6 +11,15 @@ from trimtab_trainer.settings import Lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def require_bitsandbytes() -> None:
+    """Raise `BadConfiguration` where the package that `lora.quantization` needs is not installed."""
+    if find_spec("bitsandbytes") is None:
+        raise BadConfiguration(
+            "lora.quantization: nf4 needs the package bitsandbytes, which the trainer's image does not have; use an "
+            "image with it, or remove quantization"
+        )
 
 
 def linear_sizes(model: PreTrainedModel) -> dict[str, int]:

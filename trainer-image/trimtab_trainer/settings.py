@@ -72,6 +72,12 @@ class ReferenceLogProbs(StrEnum):
     ONLINE = "online"
 
 
+class Quantization(StrEnum):
+    """How the frozen weights below an adapter are held: in 4 bits, as quantiles of the normal distribution (QLoRA)."""
+
+    NF4 = "nf4"
+
+
 class Optimizer(StrEnum):
     """The optimiser; `sgd` is plain gradient descent, useful to check exactness."""
 
@@ -272,6 +278,7 @@ class Lora(Contract):
     alpha: LoraAlpha | None = None
     dropout: LoraDropout = 0.0
     targets: LoraTargets | None = None
+    quantization: Quantization | None = None
 
     @property
     def effective_alpha(self) -> int:

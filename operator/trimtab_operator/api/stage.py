@@ -61,6 +61,7 @@ from trimtab_trainer.settings import (
     Precision,
     PreferenceBeta,
     PreferenceLoss,
+    Quantization,
     ReferenceLogProbs,
     Schedule,
     Seed,
@@ -102,6 +103,11 @@ class Lora(ApiModel):
     alpha: LoraAlpha | None = None
     dropout: LoraDropout | None = None
     targets: LoraTargets | None = None
+    quantization: Quantization | None = Field(
+        default=None,
+        description="nf4: hold the frozen weights of the adapted layers in 4 bits (QLoRA); needs bitsandbytes in the "
+        "trainer's image, and zeroStage 0, 1 or 2. Absent: in the stage's precision.",
+    )
 
 
 class Checkpoint(ApiModel):

@@ -174,6 +174,11 @@ def _adapter_misfit(stage: Effective, job: FineTuneJob) -> str | None:
     """CEL sees the stage's own `lora` only."""
     if stage.lora is not None and stage.type is StageType.PPO:
         return f"a {stage.type} stage trains all weights; set lora in the other stages, not in defaults"
+    if stage.lora is not None and stage.lora.quantization is not None and stage.zero_stage == 3:
+        return (
+            "lora.quantization holds the weights in 4 bits, and parallelism.zeroStage 3 would shard them; "
+            "set zeroStage to 2, or remove quantization"
+        )
     if stage.lora is None or stage.stage.from_ is not None or job.spec.model.uri is not None:
         return None
     return (

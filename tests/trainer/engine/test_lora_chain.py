@@ -81,7 +81,13 @@ def test_the_result_is_a_whole_model_with_the_adapter_beside_it(base: stages.Run
     adapter = manifest.verify(tuned.folder / "adapter")
     assert adapter.kind == "adapter"
     assert adapter.lineage["base"]["digest"] == base.report.digest
-    assert adapter.lineage["identity"]["lora"] == {"rank": 4, "alpha": None, "dropout": 0.1, "targets": None}
+    assert adapter.lineage["identity"]["lora"] == {
+        "rank": 4,
+        "alpha": None,
+        "dropout": 0.1,
+        "targets": None,
+        "quantization": None,
+    }
     card = (tuned.folder / "model" / "README.md").read_text()
     assert '"rank": 4' in card
     assert "| `model.embed_tokens` | 0 |" in card

@@ -150,6 +150,19 @@ def test_a_result_that_writes_no_text_is_no_model_to_start_from(tmp_path: Path) 
         run(tmp_path / "root", sft(chat.as_uri()), model=model)
 
 
+def test_weights_of_four_bits_need_bitsandbytes_and_no_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = write_jsonl(tmp_path / "chat.jsonl", chats(5))
+    quantized = sft(chat.as_uri(), lora={"quantization": "nf4"}, zeroStage=3)
+    message = r"^stage chat: lora\.quantization: nf4 needs the package bitsandbytes, .*; use an image with it, or"
+    with pytest.raises(BadConfiguration, match=message):
+        run(tmp_path / "root", quantized)
+    (tmp_path / "bitsandbytes.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadConfiguration, match=r"zeroStage 3 would shard what is packed; set zeroStage to 2$"):
+        run(tmp_path / "root", quantized)
+    assert run(tmp_path / "root", quantized | {"zeroStage": 2}).stages[0].records == 5
+
+
 Tensors = dict[str, torch.Tensor]
 NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
 

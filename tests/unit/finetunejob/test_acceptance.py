@@ -72,6 +72,14 @@ def data(uri: str) -> dict[str, Any]:
             "InvalidStage",
             "stage one: lora of defaults adapts a model, and this stage starts from random weights",
         ),
+        (
+            spec(
+                model={"uri": "pvc://models/start"},
+                defaults={"lora": {"quantization": "nf4"}, "parallelism": {"zeroStage": 3}},
+            ),
+            "InvalidStage",
+            "stage one: lora.quantization holds the weights in 4 bits, and parallelism.zeroStage 3 would shard them",
+        ),
         (spec(model={"uri": "job://job/one"}), "SelfReference", "names this job"),
         (spec(stage(resources={"limits": {"cpu": -1}})), "InvalidSpec", "limits.cpu"),
     ],

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import StageType, TrainConfig
+from trimtab_trainer.engine.quantized import quantize
 from trimtab_trainer.errors import StageError, TrainingFailed
 from trimtab_trainer.lineage import Lineage
 from trimtab_trainer.lora_targets import choose_targets, linear_sizes
@@ -56,6 +57,8 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, lora: Lora) -> None
     except StageError as error:
         error.stage = config.stage
         raise
+    if lora.quantization is not None:
+        quantize(model, targets)
     torch.manual_seed(config.recipe.seed)
     inject_adapter_in_model(_peft_config(config, lora, targets), cast(nn.Module, model), _ADAPTER)
     for name, parameter in model.named_parameters():

@@ -13,6 +13,7 @@ from trimtab_trainer.config import COMPARING, Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine.lora import add_adapter
 from trimtab_trainer.engine.networks import LanguageModel, Network, Scorer
+from trimtab_trainer.engine.quantized import size
 from trimtab_trainer.engine.reward import add_head, read_offset
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import Precision
@@ -157,7 +158,7 @@ def flops_per_token(model: PreTrainedModel, length: int) -> float:
     config = model.config
     lookup = None if config.tie_word_embeddings else _embedding(model)
     own = [p for p in model.parameters() if p is not lookup]
-    parameters = sum(p.numel() for p in own)
+    parameters = sum(size(p) for p in own)
     trained = sum(p.numel() for p in own if p.requires_grad)
     return 4.0 * parameters + 2.0 * trained + 6.0 * float(config.num_hidden_layers * config.hidden_size * length)
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.engine.batches import MicroBatch
 from trimtab_trainer.engine.networks import Network
+from trimtab_trainer.engine.quantized import whole
 from trimtab_trainer.settings import Optimizer, Precision, Recipe
 
 
@@ -68,6 +69,8 @@ class Engine:
 
     def __init__(self, network: Network, config: TrainConfig) -> None:
         self._recipe = config.recipe
+        # weights of 4 bits are frozen: made again from the start's, the same bit for bit, so no checkpoint has them
+        self._is_quantized = config.lora is not None and config.lora.quantization is not None
         optimizer = build_optimizer(parameter_groups(network, config.recipe.weight_decay), config.recipe)
         self._unsharded_norm: torch.Tensor | None = None
         settings = engine_config(config)
@@ -98,12 +101,16 @@ class Engine:
 
     def save(self, folder: str, name: str) -> None:
         """Write DeepSpeed's files into `folder/name`; collective."""
-        self.deepspeed.save_checkpoint(folder, tag=name, save_latest=False)
+        self.deepspeed.save_checkpoint(
+            folder, tag=name, save_latest=False, exclude_frozen_parameters=self._is_quantized
+        )
 
     def load(self, folder: str, name: str) -> None:
         """Read them; collective. The environment forbids torch to unpickle anything but tensors and these three."""
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            self.deepspeed.load_checkpoint(folder, tag=name, load_lr_scheduler_states=False)
+            self.deepspeed.load_checkpoint(
+                folder, tag=name, load_lr_scheduler_states=False, load_module_strict=not self._is_quantized
+            )
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Every parameter and persistent buffer, whole, on the CPU of rank 0; empty on the others. Collective."""
@@ -113,7 +120,7 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
                 if first:
-                    weights[name] = parameter.detach().cpu().clone()
+                    weights[name] = whole(parameter).cpu().clone()
         if first:
             persistent = self.module.state_dict().keys()
             weights.update({name: b.detach().cpu() for name, b in self.module.named_buffers() if name in persistent})

@@ -27,7 +27,7 @@ from trimtab_trainer.data.tokenizer import (
     train_tokenizer,
 )
 from trimtab_trainer.errors import BadConfiguration
-from trimtab_trainer.lora_targets import choose_targets
+from trimtab_trainer.lora_targets import choose_targets, require_bitsandbytes
 from trimtab_trainer.ppo_settings import Ppo
 from trimtab_trainer.prepare.estimate import ModelShape, estimate, model_shape
 from trimtab_trainer.prepare.mix import prepare_mix
@@ -88,6 +88,8 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
         StageError: with cause, place and remedy; nothing is left behind but in `scratch`.
     """
     _check_mixture(stage)
+    if stage.lora is not None and stage.lora.quantization is not None:
+        _check_quantization(stage)
     sets = fetch_all(sources_of(stage), scratch / "data")
     mixed = fetch_all(stage.pretraining_mix, scratch / "mix")
     note = prepared / "by-input" / f"{_input_key(stage, origin, sets, mixed)}.json"
@@ -116,6 +118,13 @@ def _check_mixture(stage: PrepareStage) -> None:
         raise BadConfiguration(f"the replay fractions of data sum to {total:g}; lower them to less than 1 in all")
     for i, source in enumerate(stage.data):
         TaskTemplates(source.templates, f"data[{i}]")
+
+
+def _check_quantization(stage: PrepareStage) -> None:
+    """Whether the weights below an adapter can be held in 4 bits: this is the image that will train."""
+    require_bitsandbytes()
+    if stage.zero_stage == 3:
+        raise BadConfiguration("lora.quantization: zeroStage 3 would shard what is packed; set zeroStage to 2")
 
 
 def _make(
