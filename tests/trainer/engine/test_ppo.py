@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.trainer.engine import stages
 
 from trimtab_trainer.config import Artifact, TrainConfig
+from trimtab_trainer.engine.batches import Step, rows_of_rank
+from trimtab_trainer.engine.ppo import PpoLoop
 from trimtab_trainer.ppo_settings import Critic, KlPenalty, Ppo, PretrainingMix, Rollout
 
 TOLD = (
@@ -85,3 +90,21 @@ def test_a_policy_too_far_from_its_start_fails_the_stage(models: stages.Run) -> 
     run, code = stages.run(models.root, learning(models, "ppo-far", ppo))
     assert (code, run.report.reason) == (70, "KlTooLarge")
     assert "nats a sequence away" in run.report.message
+
+
+@given(rows=st.integers(1, 40), minibatches=st.integers(1, 12), size=st.integers(1, 5), start=st.integers(0, 9))
+def test_p15_every_episode_is_in_one_update_of_each_pass(rows: int, minibatches: int, size: int, start: int) -> None:
+    """Of any number of rows, whatever does not divide: none is left out, none comes twice."""
+    step = Step(index=3, epoch=0, start=start, stop=start + rows, epoch_rows=50)
+    ranks = []
+    for rank in range(size):
+        loop = PpoLoop.__new__(PpoLoop)
+        loop._ppo, loop._group = Ppo(minibatches=minibatches), SimpleNamespace(rank=rank, size=size)
+        ranks.append((loop, list(rows_of_rank(step.start, step.stop, rank, size))))
+    updates = list(ranks[0][0]._minibatches(step))
+    assert len(updates) == min(minibatches, rows)
+    for first, last in updates:
+        assert sorted(row for loop, own in ranks for row in loop._part(own, step, first, last)) == list(
+            range(first, last)
+        )
+    assert [row for first, last in updates for row in range(first, last)] == list(range(step.start, step.stop))

@@ -135,7 +135,9 @@ def _plot(file: Path, rows: list[dict[str, Any]], unit: str, best_step: int | No
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
     if best_step is not None:
-        axes.axvline(best_step, color="0.6", linestyle="-.", linewidth=1, label="the result", zorder=0)
+        axes.axvline(
+            best_step, color="0.6", linestyle="-.", linewidth=1, label=f"the result: step {best_step}", zorder=0
+        )
     axes.set_xlabel("step")
     axes.set_ylabel(f"loss (nats per {unit})")
     axes.legend()
