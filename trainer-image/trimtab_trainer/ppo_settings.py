@@ -60,6 +60,11 @@ PretrainingRows = Annotated[
     ),
 ]
 
+EmaDecay = Annotated[
+    float,
+    Field(gt=0, lt=1, description="Part of the average that each update keeps; InstructGPT's is 0.992."),
+]
+
 
 class KlPenalty(Contract):
     """What holds the policy to its starting weights."""
@@ -91,6 +96,12 @@ class PretrainingMix(Contract):
     rows_per_update: PretrainingRows | None = None
 
 
+class Ema(Contract):
+    """An exponential moving average of the policy's weights; it becomes the result."""
+
+    decay: EmaDecay = 0.992
+
+
 class Ppo(Contract):
     """How a `ppo` stage learns from what it samples."""
 
@@ -104,6 +115,7 @@ class Ppo(Contract):
     discount: Discount = 1.0
     gae_lambda: GaeLambda = 0.95
     pretraining_mix: PretrainingMix | None = None
+    ema: Ema | None = None
 
     def updates(self, prompts: int) -> int:
         """Updates of a step of so many prompts."""

@@ -19,6 +19,7 @@ from trimtab_operator.api.pod import PodShape
 from trimtab_trainer.ppo_settings import (
     ClipRange,
     Discount,
+    EmaDecay,
     GaeLambda,
     KlCoefficient,
     KlHorizon,
@@ -259,6 +260,12 @@ class PretrainingMix(ApiModel):
     rows_per_update: PretrainingRows | None = None
 
 
+class Ema(ApiModel):
+    """An exponential moving average of the policy's weights, from the starting weights on."""
+
+    decay: EmaDecay | None = None
+
+
 class Ppo(ApiModel):
     """Proximal policy optimisation: the model answers prompts, and learns from the reward model's scores."""
 
@@ -277,6 +284,7 @@ class Ppo(ApiModel):
     pretraining_mix: PretrainingMix | None = Field(
         default=None, description="Data whose next-token loss is learnt beside, against forgetting (PPO-ptx)."
     )
+    ema: Ema | None = Field(default=None, description="Average the policy's weights; the average becomes the result.")
     max_length: MaxLength | None = None
     on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
     max_dropped: MaxDropped | None = None

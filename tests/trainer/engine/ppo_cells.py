@@ -24,7 +24,7 @@ from trimtab_trainer.engine.build import build_loop
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
 from trimtab_trainer.engine.setup import Engine
-from trimtab_trainer.ppo_settings import Critic, KlPenalty, Ppo, PretrainingMix, Rollout
+from trimtab_trainer.ppo_settings import Critic, Ema, KlPenalty, Ppo, PretrainingMix, Rollout
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.volumes import local_path
 
@@ -60,6 +60,8 @@ MATRIX = [
 ]
 ONE_STEP = [
     Cell("plain", steps=1, ppo=ONE_UPDATE, temperature=0.7),
+    Cell("plain-twice", ppo=ONE_UPDATE, temperature=0.7),
+    Cell("averaged", zero=3, ppo={**ONE_UPDATE, "ema": Ema(decay=0.75)}, temperature=0.7),
     Cell("mixed", steps=1, ppo=ONE_UPDATE, temperature=0.7, mix=GAMMA),
     Cell("mixed-clipped", steps=1, ppo=ONE_UPDATE, temperature=0.7, mix=GAMMA, clip=CLIP),
 ]
@@ -104,11 +106,12 @@ def run_cell(cell: Cell, config: TrainConfig, prepared: PreparedData, group: Gro
     engine = Engine(load_model(config, prepared, verify=False), config)
     loop = build_loop(config, group, prepared, engine, Fence(out, 1), lambda: False, lambda: None)
     told = [loop.step(step) for step in plan_steps(prepared.info.epoch_rows, BATCH, cell.steps)]
-    for name, each in loop.engines.items():
-        weights = each.weights()
+    found = {"deepspeed": loop.weights(), "critic": loop.engines["critic"].weights()}
+    for name, weights in found.items():
         if group.is_first:
             save_file({key: t.contiguous() for key, t in weights.items()}, out / f"{cell.name}.{name}.safetensors")
-        each.deepspeed.destroy()
+    for name in found:
+        loop.engines[name].deepspeed.destroy()
     rows = [{"loss": step.loss, "norm": step.gradient_norm, **step.metrics} for step in told]
     if group.is_first:
         (out / f"{cell.name}.json").write_text(json.dumps({"steps": rows, "state": loop.state}))

@@ -13,7 +13,7 @@ from tests.trainer.engine import stages
 from trimtab_trainer.config import Artifact, TrainConfig
 from trimtab_trainer.engine.batches import Step, rows_of_rank
 from trimtab_trainer.engine.ppo import PpoLoop
-from trimtab_trainer.ppo_settings import Critic, KlPenalty, Ppo, PretrainingMix, Rollout
+from trimtab_trainer.ppo_settings import Critic, Ema, KlPenalty, Ppo, PretrainingMix, Rollout
 
 TOLD = (
     "step",
@@ -64,6 +64,7 @@ def learning(models: stages.Run, name: str, ppo: Ppo | None = None, **changes: o
             passes=2,
             minibatches=2,
             pretraining_mix=PretrainingMix(coefficient=0.5, rows_per_update=3),
+            ema=Ema(decay=0.8),
         ),
         recipe=recipe,
         **{"checkpoint": {"every_steps": 2}, **changes},

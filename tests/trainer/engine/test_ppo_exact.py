@@ -159,3 +159,12 @@ def test_p7_the_first_ratio_is_one_and_dropout_would_show(by_two: Path) -> None:
     for cell in MATRIX:
         assert all(row["ratio_first"] < 1e-6 for row in told(by_two, cell.name)["steps"]), cell
     assert told(by_two, "dropout")["steps"][0]["ratio_first"] > 1e-3
+
+
+def test_the_result_is_the_average_of_the_weights_after_each_update(root: Path, by_one: Path, by_two: Path) -> None:
+    start = load_file(root / "model" / "model.safetensors")
+    for out in (by_one, by_two):
+        once, twice = actor(out, "plain"), actor(out, "plain-twice")
+        wanted = {name: 0.75**2 * start[name] + 0.75 * 0.25 * once[name] + 0.25 * twice[name] for name in start}
+        assert distance(actor(out, "averaged"), wanted) < 1e-6
+        assert distance(actor(out, "averaged"), twice) > 1e-4

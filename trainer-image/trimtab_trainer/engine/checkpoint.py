@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,21 @@ from numpy.typing import NDArray
 
 from trimtab_trainer.checkpoints import Checkpoints, TrainerState
 from trimtab_trainer.engine.distributed import Group
-from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import StageError, StorageError
 from trimtab_trainer.failures import is_storage_error, to_stage_error
 
 
-def save(engines: Mapping[str, Engine], group: Group, checkpoints: Checkpoints, state: TrainerState, keep: int) -> None:
+class Saved(Protocol):
+    """A part of a checkpoint; both are collective."""
+
+    def save(self, folder: str, name: str) -> None:
+        """Write it into `folder`, as or below `name`."""
+
+    def load(self, folder: str, name: str) -> None:
+        """Read it back."""
+
+
+def save(engines: Mapping[str, Saved], group: Group, checkpoints: Checkpoints, state: TrainerState, keep: int) -> None:
     """Write a checkpoint of all engines, by name, whole or not at all; collective.
 
     Raises:
@@ -55,7 +64,7 @@ def seed_all(seed: int, rank: int) -> None:
     torch.manual_seed(own)
 
 
-def restore(engines: Mapping[str, Engine], group: Group, folder: Path) -> None:
+def restore(engines: Mapping[str, Saved], group: Group, folder: Path) -> None:
     """Read weights, optimiser and RNG states back; collective. The folder's digests have been verified."""
     for name, engine in engines.items():
         engine.load(str(folder), name)

@@ -13,6 +13,7 @@ from trimtab_trainer.algorithms.schedule import learning_rate
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import PlanName, PreparedData, Row
 from trimtab_trainer.engine.batches import MicroBatch, Step, collate, micro_batch_count, rows_of_rank
+from trimtab_trainer.engine.checkpoint import Saved
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.objectives import Objective, Sums
 from trimtab_trainer.engine.setup import Engine
@@ -63,9 +64,13 @@ class Loop:
         return self._objective.metrics
 
     @property
-    def engines(self) -> dict[str, Engine]:
+    def engines(self) -> dict[str, Saved]:
         """What a checkpoint holds, by name."""
         return {"deepspeed": self._engine}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Those of the result, on rank 0. Collective."""
+        return self._engine.weights()
 
     @property
     def state(self) -> dict[str, float]:

@@ -16,13 +16,14 @@ from trimtab_trainer.algorithms.schedule import learning_rate
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PlanName, PreparedData
 from trimtab_trainer.data.tokenizer import load_tokenizer
+from trimtab_trainer.engine.average import WeightAverage
 from trimtab_trainer.engine.batches import Step
+from trimtab_trainer.engine.checkpoint import Saved
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.experience import Experience, Judge, Models
 from trimtab_trainer.engine.loop import StepResult, not_finite
 from trimtab_trainer.engine.pretraining_mix import MixGradients
 from trimtab_trainer.engine.rollout import HELD_OUT
-from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import TrainingFailed
 from trimtab_trainer.ppo_settings import Ppo
 
@@ -65,6 +66,7 @@ class PpoLoop:
         self._mix: MixGradients | None = None
         if ppo.pretraining_mix is not None:
             self._mix = MixGradients(models.actor, group, prepared, config, ppo.pretraining_mix)
+        self.average = WeightAverage(models.actor, ppo.ema.decay) if ppo.ema else None
         self._told_to_stop = told_to_stop
         self._coefficient = ppo.kl.coefficient
         self._critic_recipe = config.recipe.model_copy(update={"learning_rate": ppo.critic.learning_rate})
@@ -75,9 +77,14 @@ class PpoLoop:
         return (*_METRICS, _MIX_LOSS) if self._mix else _METRICS
 
     @property
-    def engines(self) -> dict[str, Engine]:
+    def engines(self) -> dict[str, Saved]:
         """What a checkpoint holds, by name."""
-        return {"deepspeed": self._models.actor, "critic": self._models.critic}
+        average = {"average": self.average} if self.average else {}
+        return {"deepspeed": self._models.actor, "critic": self._models.critic, **average}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Those of the result, on rank 0: the average's, where one is kept. Collective."""
+        return self.average.weights() if self.average else self._models.actor.weights()
 
     @property
     def state(self) -> dict[str, float]:
@@ -248,6 +255,8 @@ class PpoLoop:
         if self._mix:
             told[_MIX_LOSS] = self._mix.add(step)
         told[_NORM] = actor.step(rate)
+        if self.average:
+            self.average.update()
         critic_rate = learning_rate(self._critic_recipe, step.index, self._prepared.info.total_steps)
         self._require_finite(step, gradient_norm=told[_NORM], critic_gradient_norm=critic.step(critic_rate))
         return told

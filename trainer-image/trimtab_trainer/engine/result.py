@@ -31,6 +31,7 @@ _PACKAGES = ("trimtab", "torch", "transformers", "deepspeed", "peft", "tokenizer
 
 def publish_result(
     engine: Engine,
+    weights: dict[str, torch.Tensor],
     group: Group,
     config: TrainConfig,
     prepared: PreparedData,
@@ -43,7 +44,6 @@ def publish_result(
     Raises:
         StorageError: the volume can't take it, or gave back other bytes than it was given.
     """
-    weights = engine.weights()
     adapter = lora.Trained.of(engine, config, config.lora, weights) if config.lora is not None else None
     if adapter is not None:
         weights = adapter.merged

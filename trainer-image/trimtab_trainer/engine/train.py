@@ -101,7 +101,14 @@ class Trainer:
             metrics.append(Metric(name="validation_calibration_error", value=f"{calibrated.error:.6g}"))
         outcome = Outcome(done, best_step, self._tokens, metrics, rows, self._offset())
         digest = publish_result(
-            self._engine, self._group, self._config, self._prepared, self._fence, outcome, calibrated
+            self._engine,
+            self._loop.weights(),
+            self._group,
+            self._config,
+            self._prepared,
+            self._fence,
+            outcome,
+            calibrated,
         )
         if digest is None:
             return None
