@@ -65,16 +65,18 @@ def write_prepared(
     stage_type: StageType = StageType.PRETRAIN,
     model_config: dict[str, Any] | None = None,
     seed: int = 0,
+    lengths: tuple[int, int] = (2, 8),
 ) -> Artifact:
     """Ragged rows of one to three segments, or of one or two pairs or rankings; `row_counts` has those of each epoch.
 
     `validation` rows are held out, and `task` rows more as the task that is called `other-task`.
     `mix`: rows of a pretraining mix, three to an update.
+    `lengths`: the fewest and the most tokens of a segment.
     """
     draft = root / "volume" / "prepared" / "draft"
-    _write_rows(draft, row_counts, batch, max_steps, validation, task, stage_type, seed)
+    _write_rows(draft, row_counts, batch, max_steps, validation, task, stage_type, seed, lengths)
     if mix:
-        _write_rows(draft / PRETRAINING_MIX, [mix], 3, None, 0, 0, StageType.SFT, seed + 1)
+        _write_rows(draft / PRETRAINING_MIX, [mix], 3, None, 0, 0, StageType.SFT, seed + 1, lengths)
     _write_tokenizer(draft / "tokenizer")
     (draft / "model_config.json").write_text(json.dumps(model_config or TINY_LLAMA))
     digest = manifest.seal(draft, "prepared", {})
@@ -92,6 +94,7 @@ def _write_rows(
     task: int,
     stage_type: StageType,
     seed: int,
+    lengths: tuple[int, int],
 ) -> None:
     draft.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -102,7 +105,7 @@ def _write_rows(
         for row in range(total):
             segments = []
             for label in _labels(stage_type, rng):
-                length = int(rng.integers(2, 9))
+                length = int(rng.integers(lengths[0], lengths[1] + 1))
                 start = int(rng.integers(3, VOCABULARY))
                 # a learnable rule: each token is the one before plus 3
                 ids = (3 + (start + 3 * np.arange(length)) % (VOCABULARY - 3)).astype(np.int32)
@@ -123,7 +126,7 @@ def _write_rows(
     info = PreparedInfo(
         type=stage_type,
         loss=Loss.ALL,
-        max_length=32,
+        max_length=4 * lengths[1],
         packing=True,
         seed=seed,
         records=total,

@@ -7,9 +7,15 @@ from tests.trainer.prepare.kit import TINY
 
 from trimtab_trainer.config import PrepareStage
 from trimtab_trainer.errors import BadConfiguration
-from trimtab_trainer.prepare.estimate import ModelShape, estimate, model_shape
+from trimtab_trainer.prepare.activations import Activations, count_activations
+from trimtab_trainer.prepare.estimate import seconds
+from trimtab_trainer.prepare.memory import RUNTIME, engine_memory, process_memory
+from trimtab_trainer.prepare.shape import ModelShape, model_shape
+from trimtab_trainer.settings import Precision
 
 SHAPE = ModelShape(parameters=1000, layers=2, hidden=10, key_value=4, feed_forward=20, vocabulary=50)
+ROW = Activations(layer=10_000, rest=1_000)
+"""21,000 bytes a row."""
 
 
 def _stage(**fields: Any) -> PrepareStage:
@@ -18,77 +24,89 @@ def _stage(**fields: Any) -> PrepareStage:
     )
 
 
+def _bytes(shape: ModelShape = SHAPE, row: Activations = ROW, **fields: Any) -> int:
+    """Of one process, on an accelerator, where publishing takes none."""
+    one = {"recipe": {"globalBatchSize": 1}, "accelerator": True}
+    return process_memory(_stage(**{**one, **fields}), shape, row, 8) - RUNTIME
+
+
 def test_memory_in_fp32_by_hand() -> None:
-    # weights 4, gradients 4, AdamW 8 bytes a parameter: 16,000
-    # activations: 4 bytes * 8 tokens * 2 layers * (80 + 8 + 80) = 10,752; logits: 8 * 50 * (4 + 8) = 4,800
-    assert estimate(_stage(), SHAPE, 0).memory_bytes == 31_552
+    # weights 4 and AdamW 8 bytes a parameter: 12,000; head: 12 * 8 * 50 of logits and 4 * 50 * 10 of its gradient
+    assert _bytes() == 12_000 + 21_000 + 4_800 + 2_000
+    # the first micro-batch's gradients wait for the second
+    assert _bytes(recipe={"globalBatchSize": 2}) == 12_000 + 21_000 + 4_800 + 2_000 + 4_000
+    # two rows at once
+    assert _bytes(recipe={"globalBatchSize": 2, "microBatchSize": 2}) == 12_000 + 2 * (21_000 + 4_800) + 2_000
+    assert _bytes(accelerator=False) == 12_000 + 29_400 + 4_800 + 2_000, "with the heap's holes"
 
 
-def test_memory_and_time_with_a_reference_by_hand() -> None:
-    # twice the tokens: activations 21,504, logits 9,600; of the reference weights 4,000, logits 16 * 50 * 8 = 6,400
-    stage = _stage(type="dpo")
-    assert estimate(stage, SHAPE, 0).memory_bytes == 16_000 + 21_504 + 9_600 + 4_000 + 6_400
-    assert estimate(stage, SHAPE, 10**9).seconds == 62  # 46.4 and a third
+def test_memory_of_the_optimiser_by_hand() -> None:
+    # few activations: the update needs most; gradients 4 and their copy 4
+    small = Activations(layer=10, rest=0)
+    assert _bytes(row=small) == 12_000 + 8_000
+    # bf16 at ZeRO 2 on 4: weights 2; master and AdamW 12 / 4; then gradients, their copy and 2 temporaries 16 / 4
+    assert _bytes(row=small, precision="bf16", zeroStage=2, worldSize=4) == 2_000 + 3_000 + max(4_000, 1_000 + 7_000)
 
 
-def test_memory_and_time_of_an_adapter_by_hand() -> None:
+def test_memory_with_references_by_hand() -> None:
+    plain = _bytes(type="sft")
+    assert _bytes(type="dpo") == plain + 4_000
+    assert _bytes(type="dpo", recipe={"epochs": 2, "globalBatchSize": 1}) == plain, "computed before the first step"
+    # critic: 12,000, its gradients, and the frozen models' weights
+    assert _bytes(type="ppo") == plain + 12_000 + 4_000 + 8_000
+
+
+def test_memory_of_an_adapter_by_hand() -> None:
     shape = SHAPE.model_copy(update={"adaptable": {"q_proj": 40, "down_proj": 60}})
-    # 2 * 100 more weights: 4 * 1,200; gradients and AdamW 12 * 200; activations 10,752 and logits 4,800 as without
-    stage = _stage(lora={"rank": 2})
-    assert estimate(stage, shape, 0).memory_bytes == 4_800 + 2_400 + 10_752 + 4_800
-    assert estimate(stage, shape, 10**9).seconds == 36  # 6,960 - 2 * 800 operations a token
-    one = _stage(lora={"rank": 2, "targets": ["q_proj"]})
-    assert estimate(one, shape, 0).memory_bytes == 16 * 80 + 4_000 + 10_752 + 4_800
+    # 2 * 100 more weights: 4 * 1,200, AdamW 8 * 200; no gradient of the head
+    assert _bytes(shape, lora={"rank": 2}) == 4_800 + 1_600 + 21_000 + 4_800
+    assert _bytes(shape, lora={"rank": 2}, type="dpo") == 4_800 + 1_600 + 21_000 + 4_800, "no second copy"
     with pytest.raises(BadConfiguration, match="no linear layer named v_proj; they have down_proj, q_proj"):
-        estimate(_stage(lora={"targets": ["v_proj"]}), shape, 0)
+        _bytes(shape, lora={"targets": ["v_proj"]})
 
 
-def test_an_adapters_reference_is_no_second_copy_of_the_model() -> None:
-    shape = SHAPE.model_copy(update={"adaptable": {"q_proj": 40}})
-    adapter, whole = ({"lora": {"rank": 2}}, {})
-    of_dpo, of_sft = (
-        [estimate(_stage(type=kind, maxLength=length, **fields), shape, 0).memory_bytes for fields in (adapter, whole)]
-        for kind, length in (("dpo", 8), ("sft", 16))
-    )
-    # the reference's logits, 16 * 50 * 8, and with all weights trained 4,000 of a copy
-    assert [one - other for one, other in zip(of_dpo, of_sft, strict=True)] == [6_400, 10_400]
-
-
-def test_memory_in_bf16_at_zero_2_by_hand() -> None:
-    # weights 2,000; gradients 4,000 / 4; master copy and AdamW 12,000 / 4: 6,000
-    # activations: 2 * 8 * 2 * 168 = 5,376; logits: 8 * 50 * (2 + 8) = 4,000
-    stage = _stage(precision="bf16", zeroStage=2, worldSize=4)
-    assert estimate(stage, SHAPE, 0).memory_bytes == 15_376
-
-
-def test_memory_with_checkpointing_and_sgd_by_hand() -> None:
-    # weights and gradients 8,000; activations 4 * 8 * (2 * 10 + 168) = 6,016; logits 4,800
-    stage = _stage(recipe={"optimizer": "sgd", "gradientCheckpointing": True})
-    assert estimate(stage, SHAPE, 0).memory_bytes == 18_816
+def test_publishing_takes_memory_of_the_cpu() -> None:
+    none = Activations(layer=0, rest=0)
+    plain = {"recipe": {"globalBatchSize": 1, "optimizer": "sgd"}}
+    # gradients and their flat copy; or the weights copied and read back, and a little
+    assert _bytes(row=none, **plain) == 4_000 + 8_000
+    assert _bytes(row=none, **plain, accelerator=False) == 4_000 + 8_600
 
 
 def test_seconds_by_hand() -> None:
     # 6 * 1000 + 6 * 2 * 10 * 8 = 6,960 operations a token
-    assert estimate(_stage(), SHAPE, 10**9).seconds == 47  # 46.4 at 1.5e11 a second
-    assert estimate(_stage(worldSize=2), SHAPE, 10**9).seconds == 24
-    assert estimate(_stage(accelerator=True, precision="bf16"), SHAPE, 10**12).seconds == 18  # 17.4 at 4e14
-    assert estimate(_stage(recipe={"gradientCheckpointing": True}), SHAPE, 10**9).seconds == 62
+    assert seconds(_stage(), SHAPE, 10**9) == 47  # 46.4 at 1.5e11 a second
+    assert seconds(_stage(worldSize=2), SHAPE, 10**9) == 24
+    assert seconds(_stage(accelerator=True, precision="bf16"), SHAPE, 10**12) == 18  # 17.4 at 4e14
+    assert seconds(_stage(recipe={"gradientCheckpointing": True}), SHAPE, 10**9) == 62
+    assert seconds(_stage(type="dpo"), SHAPE, 10**9) == 62  # 46.4 and a third
+    shape = SHAPE.model_copy(update={"adaptable": {"q_proj": 40, "down_proj": 60}})
+    assert seconds(_stage(lora={"rank": 2}), shape, 10**9) == 36  # 6,960 - 2 * 800 operations a token
 
 
-@pytest.mark.parametrize("world", [2, 8])
-def test_zero_stages_never_need_more(world: int) -> None:
-    needs = [estimate(_stage(zeroStage=zero, worldSize=world), SHAPE, 0).memory_bytes for zero in range(4)]
-    assert needs == sorted(needs, reverse=True)
-    assert len(set(needs)) == 4
-    fixed = needs[3] - 10_752 - 4_800
-    assert fixed == 16_000 // world
+@pytest.mark.parametrize("world", [4, 8])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_sharded_shrinks(world: int, precision: str) -> None:
+    huge = 40 * 10**9  # the buckets are small against it
+    needs = [
+        engine_memory(_stage(zeroStage=zero, worldSize=world, precision=precision), huge, huge).rest for zero in (1, 3)
+    ]
+    assert needs[1] < needs[0]
 
 
-@pytest.mark.parametrize(
-    "field", [{"maxLength": 16}, {"recipe": {"microBatchSize": 2}}, {"precision": "bf16", "maxLength": 99}]
-)
-def test_more_tokens_at_once_need_more(field: dict[str, Any]) -> None:
-    assert estimate(_stage(**field), SHAPE, 0).memory_bytes > estimate(_stage(), SHAPE, 0).memory_bytes
+def test_activations_are_counted_on_the_model_itself() -> None:
+    whole = count_activations({**TINY, "vocab_size": 100}, Precision.FP32, 64, checkpointing=False)
+    # of a layer of h 32 and f 64, elements a token: 10 h in two norms and two residuals, q, k, v and attention's
+    # answer, 4 f, and the mask of the attention, which has a number for each two tokens
+    least = 64 * 4 * (8 * 32 + 4 * 64)
+    assert least < whole.layer < 1.5 * least + 64 * 64 * 4
+    twice = count_activations({**TINY, "vocab_size": 100}, Precision.FP32, 128, checkpointing=False)
+    assert 2 * whole.layer < twice.layer < 4 * whole.layer, "the mask grows with the square"
+    kept = count_activations({**TINY, "vocab_size": 100}, Precision.FP32, 64, checkpointing=True)
+    assert kept.layer == 64 * 4 * 32, "what enters a layer"
+    assert kept.rest > whole.layer, "one layer is computed again"
+    half = count_activations({**TINY, "vocab_size": 100}, Precision.BF16, 64, checkpointing=False)
+    assert 0.4 < half.layer / whole.layer < 0.7
 
 
 def test_parameters_are_counted_without_memory() -> None:

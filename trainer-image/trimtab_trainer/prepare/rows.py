@@ -39,6 +39,8 @@ class Planned:
     held_out_tasks: dict[str, int]
     epoch_rows: list[int]
     total_steps: int
+    longest_row: int
+    """Tokens of the longest row of any epoch; of `ppo` with the longest answer."""
 
 
 class Mixture:
@@ -131,7 +133,7 @@ def plan_rows(stage: PrepareStage, store: TokenStore, tokenized: Tokenized, fold
     recipe = stage.recipe
     mixture = Mixture(stage, training, store.loss_counts())
     epoch_rows: list[int] = []
-    records = tokens = replayed = all_tokens = steps = 0
+    records = tokens = replayed = all_tokens = steps = longest = 0
     for epoch in range(recipe.epochs):
         texts, its_replayed = mixture.next_epoch(epoch)
         plan = shuffle_rows(
@@ -140,6 +142,7 @@ def plan_rows(stage: PrepareStage, store: TokenStore, tokenized: Tokenized, fold
             keep_last=stage.type is StageType.PRETRAIN,
         )
         write_plan(folder, epoch_name(epoch), plan, store)
+        longest = max(longest, int(np.add.reduceat(plan.segments[:, 2], plan.rows[:-1]).max()))
         if epoch == 0:
             records, tokens, replayed = len(texts), plan.tokens, its_replayed
         epoch_rows.append(len(plan))
@@ -153,7 +156,17 @@ def plan_rows(stage: PrepareStage, store: TokenStore, tokenized: Tokenized, fold
         write_plan(folder, name, _rows(stage, its_records, store), store)
     validation_records = len(held.pop(VALIDATION, ()))
     tasks = {task_of(name): len(its_records) for name, its_records in held.items()}
-    return Planned(records, tokens, replayed, all_tokens, validation_records, tasks, epoch_rows, steps)
+    return Planned(
+        records,
+        tokens,
+        replayed,
+        all_tokens,
+        validation_records,
+        tasks,
+        epoch_rows,
+        steps,
+        longest + stage.max_new_tokens,
+    )
 
 
 def _rows(stage: PrepareStage, records: Int64, store: TokenStore) -> RowPlan:

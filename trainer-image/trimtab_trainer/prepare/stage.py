@@ -29,20 +29,21 @@ from trimtab_trainer.data.tokenizer import (
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.lora_targets import choose_targets, require_bitsandbytes
 from trimtab_trainer.ppo_settings import Ppo
-from trimtab_trainer.prepare.estimate import ModelShape, estimate, model_shape
+from trimtab_trainer.prepare.estimate import estimate
 from trimtab_trainer.prepare.mix import prepare_mix
 from trimtab_trainer.prepare.models import check_fit, complete_config
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
 from trimtab_trainer.prepare.reading import Recognised, read_all
 from trimtab_trainer.prepare.rejects import Rejects
 from trimtab_trainer.prepare.rows import plan_rows
+from trimtab_trainer.prepare.shape import ModelShape, model_shape
 from trimtab_trainer.prepare.sources import DataSet, fetch_all
 from trimtab_trainer.prepare.tokens import Tokenized, tokenize
 from trimtab_trainer.settings import Contract, TokenizerTraining
 
 log = structlog.get_logger()
 
-PREPARE_VERSION = 7
+PREPARE_VERSION = 8
 """Raised when the same inputs give another folder, so that older results are not reused."""
 _LIBRARIES = ("numpy", "tokenizers", "transformers")
 _SAMPLE_TOKENS = 400
@@ -79,6 +80,8 @@ class _Remembered(Contract):
     """Tokens of all steps, over all epochs."""
     mix_tokens: int = 0
     """Of them, those of a pretraining mix, which are beside."""
+    longest_row: int
+    """Tokens; of `ppo` with the longest answer."""
 
 
 def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: Path) -> PreparedStage:
@@ -98,11 +101,11 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
         digest = remembered.stage.digest
         if is_intact(prepared / digest.removeprefix("sha256:"), digest):
             log.info("prepared data found again: nothing is computed", stage=stage.name, digest=digest)
-            return _report(stage, remembered, reused=True)
+            return _report(stage, remembered, prepared, reused=True)
         log.warning("prepared data are gone or damaged: made again", stage=stage.name, digest=digest)
     made = _make(stage, origin, sets, mixed, prepared, fresh_folder(scratch / "draft"))
     write_atomically(note, made.model_dump_json(by_alias=True))
-    return _report(stage, made, reused=False)
+    return _report(stage, made, prepared, reused=False)
 
 
 def sources_of(stage: PrepareStage) -> list[DataSource]:
@@ -206,12 +209,20 @@ def _make(
         memory_bytes=0,
         seconds=0,
     )
-    return _Remembered(stage=found, shape=shape, all_tokens=planned.all_tokens, mix_tokens=mix_tokens)
+    return _Remembered(
+        stage=found,
+        shape=shape,
+        all_tokens=planned.all_tokens,
+        mix_tokens=mix_tokens,
+        longest_row=planned.longest_row,
+    )
 
 
-def _report(stage: PrepareStage, made: _Remembered, *, reused: bool) -> PreparedStage:
+def _report(stage: PrepareStage, made: _Remembered, prepared: Path, *, reused: bool) -> PreparedStage:
     """The found counts with the estimate for the stage's present hardware settings, which are no part of the folder."""
-    need = estimate(stage, made.shape, made.all_tokens, made.mix_tokens)
+    folder = prepared / made.stage.digest.removeprefix("sha256:")
+    config = json.loads((folder / "model_config.json").read_bytes())
+    need = estimate(stage, made.shape, config, made.longest_row, made.all_tokens, made.mix_tokens)
     return made.stage.model_copy(update={"memory_bytes": need.memory_bytes, "seconds": need.seconds, "reused": reused})
 
 

@@ -1,0 +1,138 @@
+"""What a stage's processes hold in memory at most. Measured on CPU: `make bench-memory` compares it with real runs.
+
+Bytes of one process; c bytes of a weight (bf16 2, fp32 4), P parameters, T trained ones (P, or the adapter's A), W
+processes, z the ZeRO stage (bf16 runs 0 as 1), s = 8 T of AdamW, 0 of SGD; B = min(T, 5e8), DeepSpeed's bucket.
+
+    between steps   weights   c P            z = 3: c P / W + c min(P, 1e9), gathered ones that stay
+                    master    0              z > 0: 4 T / W
+                    states    s              z > 0: s / W
+                    gradients 0              fp32 sums that stay: 4 T (bf16, z = 1), 4 T / W (z = 3)
+    backward        + the larger of: activations (on a CPU with the heap's holes) and head, with the gradients of the
+                    micro-batches before;
+                    and all gradients with the buckets that reduce them
+    update          + gradients, their flat copy, and two temporaries of the optimiser
+    publishing      + c P copied and c P read back for comparison, on the first process
+
+    head            chunks of logits, 12 bytes each, and the head's gradient, V h (4 + c), but 0 for an adapter
+    reference       c P: `dpo` that asks it in each step; an adapter's is the frozen model
+    ppo             the critic's between-steps part and gradients again, reference and reward model c P each, and while
+                    sampling keys and values of all layers, 2 c k L a token, and 28 V bytes of logits a row
+
+On an accelerator publishing takes host memory, and so does loading: each process reads the weights on the CPU first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trimtab_trainer.config import PrepareStage, StageType
+from trimtab_trainer.lora_targets import choose_targets
+from trimtab_trainer.prepare.activations import Activations
+from trimtab_trainer.prepare.shape import ModelShape
+from trimtab_trainer.settings import Optimizer, Precision
+
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`)."""
+GATHERED = 1_000_000_000
+"""Elements that ZeRO 3 keeps gathered (`stage3_max_live_parameters`)."""
+RUNTIME = 100 << 20
+"""Bytes that a process adds beside tensors of the model: thread pools, buffers, the log."""
+HEAP = 1.4
+"""On a CPU: activations of less than 32 MiB lie in the heap, and freed in another order than they were made they leave
+holes; measured on a Llama of 4 layers, 2,048 tokens, from 1.36 to 1.52."""
+CHUNK_BYTES = {False: 1 << 26, True: 1 << 29}
+"""Of fp32 logits at once, on a CPU and on an accelerator; see `engine.head`."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One model in training: bytes of one process at its three kinds of moments."""
+
+    rest: float
+    """Between steps."""
+    gradients: float
+    """More, while a second micro-batch is put through the model."""
+    reducing: float
+    """More than `rest`, at the end of the backward pass."""
+    update: float
+    """More than `rest`, in the optimiser."""
+
+
+def engine_memory(stage: PrepareStage, parameters: int, trained: int) -> Engine:
+    """Of one model, from its own and its trained parameters."""
+    bf16 = stage.precision is Precision.BF16
+    width, world = (2 if bf16 else 4), stage.world_size
+    zero = max(stage.zero_stage, int(bf16))
+    bucket, adam = min(trained, BUCKET), stage.recipe.optimizer is Optimizer.ADAMW
+    states, temporaries = (8, 8) if adam else (0, 4)
+    if zero == 0:
+        return Engine(parameters * width + trained * states, 4 * trained, 4 * trained, 4 * (trained + bucket))
+    part = trained / world
+    weights = parameters * width if zero < 3 else parameters * width / world + width * min(parameters, GATHERED)
+    kept = {1: 4 * trained if bf16 else 0, 2: 0, 3: 4 * part}[zero]
+    rest = weights + part * (4 + states) + kept
+    flat = 0 if bf16 and world == 1 and zero < 3 else 4 * part
+    if zero == 1:
+        gradients: float = width * trained
+        return Engine(rest, gradients, gradients, gradients + flat + temporaries * part)
+    reducing = 4 * part + (bucket * (8 - 4 / world) if zero == 2 else width * bucket)
+    accumulated = 4 * part if zero == 2 else 0
+    return Engine(rest, accumulated, reducing, accumulated + flat + temporaries * part)
+
+
+def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activations, row: int) -> int:
+    """Bytes of one process at its peak, above its size after imports; on an accelerator, of its device.
+
+    Args:
+        stage: what is asked for.
+        shape: of its model.
+        activations: of one row.
+        row: tokens of the longest row.
+    """
+    width = 2 if stage.precision is Precision.BF16 else 4
+    whole = shape.parameters * width
+    adapter = adapter_size(stage, shape)
+    engine = engine_memory(stage, shape.parameters + adapter, adapter or shape.parameters)
+    recipe = stage.recipe
+    rows = min(recipe.micro_batch_size, -(-recipe.global_batch_size // stage.world_size))
+    more_than_one = recipe.global_batch_size > rows * stage.world_size
+    frozen, critic = 0.0, Engine(0, 0, 0, 0)
+    sampling = 0.0
+    if stage.type is StageType.DPO and not adapter and recipe.epochs == 1:
+        frozen = whole
+    if stage.type is StageType.PPO:
+        frozen = 2 * whole
+        critic = engine_memory(stage, shape.parameters, shape.parameters)
+        sampling = rows * (row * 2 * width * shape.key_value * shape.layers + 28 * shape.vocabulary)
+    heap = 1 if stage.accelerator else HEAP
+    backward = heap * rows * activations.of(shape.layers) + _head(stage, shape, rows * row, trained=not adapter)
+    if more_than_one:
+        backward += engine.gradients
+    peak = max(backward, engine.reducing, engine.update, sampling)
+    if stage.type is StageType.PPO:  # the critic's gradients wait while the actor learns, and the other way round
+        peak += critic.rest + max(critic.reducing, critic.update - engine.update)
+    if not stage.accelerator:
+        peak = max(peak, _publishing(shape, width, adapter=bool(adapter)))
+    return round(engine.rest + frozen + peak) + RUNTIME
+
+
+def adapter_size(stage: PrepareStage, shape: ModelShape) -> int:
+    """Weights of the stage's adapter; 0 without one."""
+    if stage.lora is None:
+        return 0
+    return stage.lora.rank * sum(shape.adaptable[name] for name in choose_targets(stage.lora, shape.adaptable))
+
+
+def _head(stage: PrepareStage, shape: ModelShape, tokens: int, *, trained: bool) -> float:
+    """Of logits and the head's gradient; a reward model's head is a vector."""
+    if stage.type is StageType.REWARD:
+        return 0
+    width = 2 if stage.precision is Precision.BF16 else 4
+    chunk = min(tokens, max(1, CHUNK_BYTES[stage.accelerator] // (4 * shape.vocabulary)))
+    gradient = shape.vocabulary * shape.hidden * (4 + (width if width < 4 else 0)) if trained else 0
+    return 12 * chunk * shape.vocabulary + gradient
+
+
+def _publishing(shape: ModelShape, width: int, *, adapter: bool) -> float:
+    """A copy of the weights, the merged ones of an adapter, and those read back."""
+    return (2.15 + adapter) * shape.parameters * width
