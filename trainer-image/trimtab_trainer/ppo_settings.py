@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -27,6 +28,16 @@ KlMaximum = Annotated[
 MaxNewTokens = Annotated[int, Field(ge=1, le=1_048_576, description="Longest answer that is sampled, in tokens.")]
 Temperature = Annotated[
     float, Field(gt=0, le=10, description="Of sampling, and of every log-probability that the stage computes.")
+]
+GpuMemoryUtilization = Annotated[
+    float, Field(gt=0, le=0.95, description="Share of each GPU's memory for vLLM's weights and cache; 0.3 by default.")
+]
+Sleep = Annotated[
+    bool, Field(description="Free vLLM's memory while the stage trains, and take it again to sample; GPUs only.")
+]
+ImportanceCap = Annotated[
+    float,
+    Field(ge=1, le=100, description="Largest importance weight of a token, against what vLLM computes otherwise."),
 ]
 MissingEndReward = Annotated[
     float,
@@ -75,9 +86,30 @@ class KlPenalty(Contract):
     maximum: KlMaximum | None = None
 
 
+class RolloutEngine(StrEnum):
+    """What samples: the model in training itself, or vLLM beside it."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+
+
+CPU_ROLLOUT_CACHE_BYTES = 2**30
+"""vLLM's key-value cache in each process that has no GPU; pages that no token needs stay untouched."""
+
+
+class Vllm(Contract):
+    """Of sampling with vLLM."""
+
+    gpu_memory_utilization: GpuMemoryUtilization | None = None
+    sleep: Sleep = False
+    importance_cap: ImportanceCap = 2.0
+
+
 class Rollout(Contract):
     """How answers are sampled: from the full distribution, since anything else biases the gradient."""
 
+    engine: RolloutEngine = RolloutEngine.TRANSFORMERS
+    vllm: Vllm = Vllm()
     max_new_tokens: MaxNewTokens = 256
     temperature: Temperature = 1.0
     missing_end_reward: MissingEndReward | None = None

@@ -15,7 +15,9 @@ from trimtab_trainer.engine.batches import MicroBatch, collate, in_micro_batches
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.networks import Network
 from trimtab_trainer.engine.reward import rewards
-from trimtab_trainer.engine.rollout import Episode, Sampler
+from trimtab_trainer.engine.rollout import Episode
+from trimtab_trainer.engine.rollout_check import RolloutCheck
+from trimtab_trainer.engine.samplers import build_sampler
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.ppo_settings import Rollout
 
@@ -40,6 +42,8 @@ class Experience:
     episode: Episode
     log_probs: torch.Tensor
     """By the policy that sampled it, in a forward pass as in training."""
+    weights: torch.Tensor
+    """Importance weights of a sampler that is another program; 1 else."""
     reference: torch.Tensor
     """Log-probabilities by the reference."""
     values: torch.Tensor
@@ -59,8 +63,15 @@ class Judge:
     ) -> None:
         self._models, self._group, self._prepared, self._rollout = models, group, prepared, rollout
         self._micro_batch_size = config.recipe.micro_batch_size
-        info = prepared.info
-        self._sampler = Sampler(models.actor, rollout, config.recipe.seed, info.end_of_turn_id, info.padding_id)
+        self._sampler = build_sampler(models.actor, group, prepared, config, rollout)
+        self._check = RolloutCheck(models.actor, group, config, rollout) if self._sampler.foreign else None
+        self.told: dict[str, float] = {}
+        """Of the last answers: how well sampler and model in training agree; see `metrics`."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names in `told`."""
+        return self._check.metrics if self._check else ()
 
     @torch.no_grad()
     def answer(
@@ -74,16 +85,22 @@ class Judge:
             stop: row after the last one.
             stream: see `Sampler.sample`.
             beat: called after each micro-batch.
+
+        Raises:
+            TrainingFailed: the sampler has other weights than the model in training.
         """
         engines = (self._models.actor.deepspeed, self._models.critic.deepspeed)
         for engine in engines:
             engine.eval()
         own = rows_of_rank(start, stop, self._group.rank, self._group.size)
+        prompts = [self._prepared.row(plan, i) for i in own]
+        sampled = self._sampler.sample(prompts, stop - start, stream, beat)
         found: list[Experience] = []
-        for rows in self.micro_batches(own, stop - start):
-            episodes = self._sampler.sample([self._prepared.row(plan, i) for i in rows], stream)
+        for episodes in self.micro_batches(sampled, stop - start):
             found += self._judge(episodes)
             beat()
+        if self._check:
+            self.told = self._check.conclude()
         for engine in engines:
             engine.train()
         return found
@@ -104,10 +121,13 @@ class Judge:
     def _judge(self, episodes: Sequence[Episode]) -> list[Experience]:
         models, batch = self._models, self.collate(episodes)
         log_probs, entropies = models.actor.outputs(batch)
+        weights = torch.ones_like(log_probs)
+        if self._check:
+            weights = self._check.weights(episodes, log_probs, entropies)
         reference, _ = models.reference(batch)
         values = self.values(models.critic.outputs(batch), batch)
         ended = torch.tensor([episode.ended for episode in episodes], dtype=torch.bool, device=values.device)
         scores = rewards(models.reward, models.offset, batch)
         scores = missing_end_scores(scores, ended, self._rollout.missing_end_reward)
-        parts = [part.split(list(batch.loss_tokens)) for part in (log_probs, reference, values, entropies)]
+        parts = [part.split(list(batch.loss_tokens)) for part in (log_probs, weights, reference, values, entropies)]
         return [Experience(*each) for each in zip(episodes, *parts, scores, strict=True)]

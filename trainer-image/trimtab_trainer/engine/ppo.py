@@ -74,7 +74,7 @@ class PpoLoop:
     @property
     def metrics(self) -> tuple[str, ...]:
         """What a step tells besides its loss."""
-        return (*_METRICS, _MIX_LOSS) if self._mix else _METRICS
+        return (*_METRICS, *self._judge.metrics, *((_MIX_LOSS,) if self._mix else ()))
 
     @property
     def engines(self) -> dict[str, Saved]:
@@ -104,7 +104,7 @@ class PpoLoop:
             TrainingFailed: a loss is not finite, or the policy has moved further than `kl.maximum`.
         """
         experience = self._judge.answer(step.epoch, step.start, step.stop, step.index)
-        told = self._tell(experience)
+        told = self._tell(experience) | self._judge.told
         self._check_kl(step, told["kl_sequence"])
         self._advantages(experience)
         told |= {_COEFFICIENT: self._coefficient, "explained_variance": self._explained(experience)}
@@ -240,13 +240,14 @@ class PpoLoop:
             old = self._joined([each.log_probs for each in chunk])
             advantages = self._joined([each.advantages for each in chunk])
             policy = policy_loss(log_probs, old, advantages, self._ppo.clip_range)
-            actor.backward(policy.losses.sum() * scale)
+            losses = policy.losses * self._joined([each.weights for each in chunk])
+            actor.backward(losses.sum() * scale)
             values = self._judge.values(critic.outputs(batch), batch)
             old_values = self._joined([each.values for each in chunk])
             returns = self._joined([each.returns for each in chunk])
             value = value_loss(values, old_values, returns, self._ppo.value_clip_range)
             critic.backward(value.losses.sum() * scale)
-            terms = (policy.losses, value.losses, policy.clipped, value.clipped)
+            terms = (losses, value.losses, policy.clipped, value.clipped)
             totals += torch.stack([term.detach().double().sum() for term in terms])
             ratio = max([ratio, *(policy.ratio - 1).abs().tolist()])
         means = [total / max(1.0, actions) for total in self._group.sum(*totals)]
