@@ -26,7 +26,7 @@ ORACLES_STAMP := $(ORACLES)/setup-$(shell { pwd; cat tests/oracles/peers.txt tes
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
 
 .PHONY: help setup demo test check lint images test-repo test-unit test-chart test-trainer test-serving test-local \
-	test-controlplane test-cluster test-faults test-resume test-oracles \
+	test-controlplane test-cluster test-faults test-resume test-oracles test-rollouts \
 	bench-operator bench-children bench-memory bench-trainer generate verify requirements clean
 
 help: ## List the targets
@@ -94,6 +94,9 @@ test-resume: export TRIMTAB_KILLS := 10
 test-resume: export TRIMTAB_LIVES := 2
 test-resume: setup ## Kill each type of stage ten times between its checkpoints, twice: a quarter of an hour
 	$(PYTEST) tests/trainer/engine/test_kills.py
+
+test-rollouts: setup ## Sample with vLLM through whole stages, and in bf16 with sharded weights: minutes
+	$(PYTEST) tests/rollouts
 
 test-oracles: setup $(ORACLES_STAMP) ## Compare losses with those of TRL, OpenRLHF, verl, Liger and DeepSpeed: in an environment of its own
 	PYTHONPATH=trainer-image DS_ACCELERATOR=cpu $(ORACLES)/bin/python -m pytest tests/oracles

@@ -214,6 +214,11 @@ REFUSED = (
         ("spec.stages[2].ppo.pretrainingMix", "coefficient"),
     ),
     Refused(
+        "settings of a sampler that does not run",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(ppo={"rollout": {"vllm": {"sleep": True}}})]),
+        ("spec.stages[2].ppo.rollout", "rollout.vllm belongs to engine: vllm"),
+    ),
+    Refused(
         "label smoothing of IPO",
         job(stages=[{"name": "a", "pretrain": _TEXT}, _dpo(loss="ipo", labelSmoothing=0.1)]),
         ("spec.stages[1].dpo", "labelSmoothing belongs to the sigmoid loss"),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, flags=re.MULTILINE))
 PROMISED = {"setup", "help", "demo", "test", "check", "generate", "verify", "clean", "images"}
-SEPARATE = {"cluster", "faults", "oracles"}
+SEPARATE = {"cluster", "faults", "oracles", "rollouts"}
 """Tiers that make a node of the machine, take a quarter of an hour, or install other projects: not for `make test`."""
 TIERS = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
 

@@ -174,6 +174,11 @@ TRAINER = (
         "Exit 70: the policy has moved further from its starting weights than kl.maximum.",
         "Raise ppo.kl.coefficient, or lower train.learningRate.",
     ),
+    Reason(
+        "RolloutOutOfSync",
+        "Exit 70: vLLM samples with other weights than those in training, by the log-probabilities of its tokens.",
+        "Set ppo.rollout.engine: transformers, and report it with the rank's log.",
+    ),
     Reason("OutOfMemory", "Exit 70: an accelerator ran out of memory.", "Lower microBatchSize or raise zeroStage."),
     Reason("InternalError", "Exit 70: a fault that nobody foresaw.", "Report it with the stack in the pod's log."),
     Reason("PeerLost", "A process lost another one. Retried.", "See the log of the pod that ended first."),

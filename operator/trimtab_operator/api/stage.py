@@ -21,6 +21,8 @@ from trimtab_trainer.ppo_settings import (
     Discount,
     EmaDecay,
     GaeLambda,
+    GpuMemoryUtilization,
+    ImportanceCap,
     KlCoefficient,
     KlHorizon,
     KlMaximum,
@@ -31,6 +33,8 @@ from trimtab_trainer.ppo_settings import (
     Passes,
     PretrainingCoefficient,
     PretrainingRows,
+    RolloutEngine,
+    Sleep,
     Temperature,
     ValueClipRange,
 )
@@ -235,9 +239,30 @@ class KlPenalty(ApiModel):
     maximum: KlMaximum | None = None
 
 
+class Vllm(ApiModel):
+    """Of sampling with vLLM."""
+
+    gpu_memory_utilization: GpuMemoryUtilization | None = None
+    sleep: Sleep | None = None
+    importance_cap: ImportanceCap | None = None
+
+
 class PpoRollout(ApiModel):
     """How answers are sampled."""
 
+    model_config = ApiModel.model_config | {
+        "json_schema_extra": rules(
+            (
+                "!has(self.vllm) || (has(self.engine) && self.engine == 'vllm')",
+                "rollout.vllm belongs to engine: vllm; set that, or remove it",
+            )
+        )
+    }
+
+    engine: RolloutEngine | None = Field(
+        default=None, description="transformers (the model in training itself, default) or vllm, an engine beside it."
+    )
+    vllm: Vllm | None = Field(default=None, description="Of engine: vllm.")
     max_new_tokens: MaxNewTokens | None = None
     temperature: Temperature | None = None
     missing_end_reward: MissingEndReward | None = None

@@ -71,6 +71,7 @@ BASES = {
         job(_CONFIG, "reward", last={"from": "casex", **_validated("reward")}),
         _policy(),
         _policy(validation={"data": _DATA}),
+        _policy(rollout={"engine": "vllm", "vllm": {"sleep": True}}),
         _policy(pretrainingMix={"data": _DATA, "coefficient": 1}),
         job({"config": {"model_type": "llama"}, "tokenizer": {"uri": "pvc://models/tokenizer"}}, "pretrain"),
     ],

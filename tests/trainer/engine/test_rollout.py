@@ -12,7 +12,8 @@ from tests.trainer.engine.stages import END_OF_TURN, PADDING, TINY_LLAMA, VOCABU
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trimtab_trainer.data.store import Row
-from trimtab_trainer.engine.rollout import Sampler, _Draw
+from trimtab_trainer.engine.rollout import Episode
+from trimtab_trainer.engine.rollout_transformers import TransformersSampler, _Draw
 from trimtab_trainer.ppo_settings import Rollout
 
 DRAWS = 2000
@@ -28,8 +29,9 @@ def engine() -> Any:
     )
 
 
-def sampler(engine: Any, seed: int = 3, **settings: Any) -> Sampler:
-    return Sampler(engine, Rollout(**settings), seed, END_OF_TURN, PADDING)
+def sample(engine: Any, prompts: list[Row], stream: int, seed: int = 3, **settings: Any) -> list[Episode]:
+    sampler = TransformersSampler(engine, Rollout(**settings), seed, END_OF_TURN, PADDING, DRAWS, world_size=1)
+    return sampler.sample(prompts, max(1, len(prompts)), stream, lambda: None)
 
 
 def prompt(record: int, *ids: int) -> Row:
@@ -39,7 +41,7 @@ def prompt(record: int, *ids: int) -> Row:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_p1_p2_tokens_come_from_the_softmax_at_the_temperature(engine: Any, temperature: float) -> None:
     prompts = [prompt(record, 5, 9, 13) for record in range(DRAWS)]
-    episodes = sampler(engine, max_new_tokens=1, temperature=temperature).sample(prompts, 0)
+    episodes = sample(engine, prompts, 0, max_new_tokens=1, temperature=temperature)
     counts = np.bincount([episode.row.input_ids[-1] for episode in episodes], minlength=VOCABULARY)
     with torch.no_grad():
         logits = engine.module(torch.tensor([[5, 9, 13]])).logits[0, -1].double()
@@ -65,7 +67,7 @@ def test_s11_prompts_padded_on_the_left_get_the_logits_that_they_have_alone(
         return draw(self, input_ids, scores)
 
     monkeypatch.setattr(_Draw, "__call__", note)
-    episodes = sampler(engine, max_new_tokens=2).sample(prompts, 0)
+    episodes = sample(engine, prompts, 0, max_new_tokens=2)
     for i, (given, episode) in enumerate(zip(prompts, episodes, strict=True)):
         with torch.no_grad():
             alone = engine.module(torch.from_numpy(episode.row.input_ids).long()[None]).logits[0]
@@ -76,9 +78,8 @@ def test_s11_prompts_padded_on_the_left_get_the_logits_that_they_have_alone(
 
 def test_p15_each_prompt_has_its_own_answer_whoever_stands_beside_it(engine: Any) -> None:
     prompts = [prompt(record, *range(5, 7 + record)) for record in range(6)]
-    drawing = sampler(engine, max_new_tokens=12)
-    together = drawing.sample(prompts, 4)
-    apart = [drawing.sample([each], 4)[0] for each in reversed(prompts)][::-1]
+    together = sample(engine, prompts, 4, max_new_tokens=12)
+    apart = [sample(engine, [each], 4, max_new_tokens=12)[0] for each in reversed(prompts)][::-1]
     assert len(together) == len(prompts)
     assert [e.row.input_ids.tolist() for e in together] == [e.row.input_ids.tolist() for e in apart]
     for each, given in zip(together, prompts, strict=True):
@@ -94,10 +95,10 @@ def test_p15_each_prompt_has_its_own_answer_whoever_stands_beside_it(engine: Any
 def test_p1_seed_and_step_change_the_answers(engine: Any) -> None:
     prompts = [prompt(record, 5, 9, 13) for record in range(8)]
     answers = [
-        [episode.row.input_ids.tolist() for episode in sampler(engine, seed, max_new_tokens=8).sample(prompts, step)]
+        [episode.row.input_ids.tolist() for episode in sample(engine, prompts, step, seed, max_new_tokens=8)]
         for seed, step in ((3, 0), (4, 0), (3, 1))
     ]
     assert answers[0] != answers[1]
     assert answers[0] != answers[2]
     assert len({tuple(ids) for ids in answers[0]}) > 1
-    assert sampler(engine, max_new_tokens=8).sample([], 0) == []
+    assert sample(engine, [], 0, max_new_tokens=8) == []

@@ -24,6 +24,7 @@ from trimtab_trainer.engine.rollout import Episode, episode, random_key
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import BadConfiguration, TrainingFailed
 from trimtab_trainer.ppo_settings import CPU_ROLLOUT_CACHE_BYTES, Rollout
+from trimtab_trainer.rollout_limits import check_rollout
 from trimtab_trainer.volumes import local_path
 
 _ENVIRONMENT = {
@@ -31,6 +32,8 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
 }
+GPU_SHARE = 0.3
+"""Of each GPU's memory, by default."""
 _ON_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are the stage's to set
     "TORCH_COMPILE_DISABLE": "1",  # eager mode leaves functions compiled, and the first answer waits for them
@@ -50,6 +53,7 @@ class VllmSampler:
         """
         if config.model is None:
             raise BadConfiguration("vLLM needs a model to start from; give from, or model.uri", stage=config.stage)
+        check_rollout(rollout, config.stage, accelerator=engine.device.type != "cpu")
         self._engine, self._rollout = engine, rollout
         self._seed, self._end_id = config.recipe.seed, info.end_of_turn_id
         self._synced: int | None = None
@@ -88,7 +92,7 @@ class VllmSampler:
         vllm = self._rollout.vllm
         on_cpu: dict[str, Any] = {"kv_cache_memory_bytes": CPU_ROLLOUT_CACHE_BYTES, "enforce_eager": True}
         on_gpu: dict[str, Any] = {
-            "gpu_memory_utilization": vllm.gpu_memory_utilization,
+            "gpu_memory_utilization": vllm.gpu_memory_utilization or GPU_SHARE,
             "enable_sleep_mode": vllm.sleep,
         }
         try:
@@ -106,8 +110,6 @@ class VllmSampler:
                 seed=config.recipe.seed,
                 **(on_cpu if self._on_cpu else on_gpu),
             )
-        except ImportError as error:
-            raise BadConfiguration(NO_VLLM, stage=config.stage) from error
         except (ValueError, NotImplementedError) as error:
             cause = " ".join(str(error).split())[:500]
             raise BadConfiguration(
@@ -148,12 +150,6 @@ class VllmSampler:
         tokens = np.array(found.token_ids, dtype=np.int32)
         log_probs = [step[token].logprob for step, token in zip(found.logprobs, found.token_ids, strict=True)]
         return episode(prompt, tokens, self._end_id, np.array(log_probs, dtype=np.float32))
-
-
-NO_VLLM = (
-    "ppo.rollout.engine is vllm, but vLLM is not in this image; use a trainer image that is built with it "
-    "(docs/images.md), or set ppo.rollout.engine: transformers"
-)
 
 
 @contextmanager

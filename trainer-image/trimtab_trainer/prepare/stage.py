@@ -39,6 +39,7 @@ from trimtab_trainer.prepare.rows import plan_rows
 from trimtab_trainer.prepare.shape import ModelShape, model_shape
 from trimtab_trainer.prepare.sources import DataSet, fetch_all
 from trimtab_trainer.prepare.tokens import Tokenized, tokenize
+from trimtab_trainer.rollout_limits import check_rollout
 from trimtab_trainer.settings import Contract, TokenizerTraining
 
 log = structlog.get_logger()
@@ -93,6 +94,8 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
     _check_mixture(stage)
     if stage.lora is not None and stage.lora.quantization is not None:
         _check_quantization(stage)
+    if stage.ppo:
+        check_rollout(stage.ppo.rollout, stage.name, accelerator=stage.accelerator)
     sets = fetch_all(sources_of(stage), scratch / "data")
     mixed = fetch_all(stage.pretraining_mix, scratch / "mix")
     note = prepared / "by-input" / f"{_input_key(stage, origin, sets, mixed)}.json"
