@@ -91,7 +91,7 @@ def predict(config: TrainConfig, prepared: Path) -> int:
     row = max(len(plan.row(0, i).input_ids) for i in range(plan.rows(0))) + answers
     stage = PrepareStage(
         name=config.stage, type=config.type, data=[], recipe=config.recipe, lora=config.lora,
-        precision=config.precision, zero_stage=config.zero_stage, max_new_tokens=answers,
+        precision=config.precision, zero_stage=config.zero_stage, ppo=config.ppo,
     )  # fmt: skip
     checkpointing = config.recipe.gradient_checkpointing
     counted = count_activations(MODEL, config.precision, row, checkpointing=checkpointing)
