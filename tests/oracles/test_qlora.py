@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -127,8 +129,17 @@ def test_dpo_in_four_bits_starts_at_ln_2_and_resumes_bitwise_after_a_kill(tmp_pa
     assert code == 0, calm.output
     assert calm.rows()[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert calm.rows()[0]["rewardsMargin"] == 0
-    resumed = stages.killed_and_resumed(tmp_path, stage("killed"), 3)
-    assert stages.same_weights(calm, resumed)
+    killed = stages.start(tmp_path, stage("killed"))
+    killed.wait_for(lambda: 1 in killed.rank_pids())
+    pid = killed.rank_pids()[1]
+    killed.wait_for_step(3)
+    os.kill(pid, signal.SIGKILL)
+    assert killed.finish() == 137
+    resumed, code = stages.run(tmp_path, stage("killed").model_copy(update={"attempt": 2}))
+    assert code == 0, resumed.output
+    assert "resuming from" in resumed.log()
+    weights, again = (load_file(each.folder / "model" / "model.safetensors") for each in (calm, resumed))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert [row["loss"] for row in resumed.rows()] == [row["loss"] for row in calm.rows()]
     result = load_file(calm.folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in result.values()} == {torch.bfloat16}
