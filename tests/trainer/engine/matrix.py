@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from tests.trainer.engine.stages import VOCABULARY, stage
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from trimtab_trainer import chunks
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PreparedData
-from trimtab_trainer.engine import head, loop, setup
+from trimtab_trainer.engine import loop, setup
 from trimtab_trainer.engine.batches import MicroBatch, collate, plan_steps
 from trimtab_trainer.engine.build import build_objective
 from trimtab_trainer.engine.distributed import Group
@@ -180,7 +181,7 @@ def accumulated(zero: int, kept_in: str | None, prepared: PreparedData) -> float
 
 def main() -> None:
     *folders, out = map(Path, sys.argv[1:])
-    head.CHUNK_BYTES["cpu"] = 3 * 4 * VOCABULARY  # three tokens a chunk
+    chunks.CPU_BYTES = 3 * 4 * VOCABULARY  # three tokens a chunk
     group = Group()
     texts, pairs, rankings = (PreparedData.open(folder, None) for folder in folders)
     for cell in cells():

@@ -10,6 +10,7 @@ import torch
 from tests.trainer.engine.stages import TINY_LLAMA
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from trimtab_trainer import chunks
 from trimtab_trainer.algorithms.causal_lm import entropy
 from trimtab_trainer.data.store import Row
 from trimtab_trainer.engine import head
@@ -40,7 +41,7 @@ def model_of(model_type: str, **changes: object) -> PreTrainedModel:
 @pytest.fixture
 def batch(monkeypatch: pytest.MonkeyPatch) -> MicroBatch:
     """Two rows with seven loss-bearing tokens, of which three fit into a chunk."""
-    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 3 * 4 * SIZES["vocab_size"])
+    monkeypatch.setattr(chunks, "CPU_BYTES", 3 * 4 * SIZES["vocab_size"])
     masks = [[0, 0, 1, 1, 0, 1, 1], [0, 1, 1, 1]]
     return collate([Row(np.arange(3, 3 + len(m)), np.array(m, bool), [len(m)], [0]) for m in masks], padding_id=2)
 

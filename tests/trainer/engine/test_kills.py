@@ -19,8 +19,8 @@ from trimtab_trainer.settings import Lora, Preference
 
 KILLS = int(os.environ.get("TRIMTAB_KILLS", "2"))
 LIVES = int(os.environ.get("TRIMTAB_LIVES", "1"))
-ROWS = [110, 110, 110]
-STEPS, EVERY = 42, 4
+ROWS = [70, 70, 70]
+STEPS, EVERY = 27, 4
 """The last batch of each epoch is smaller, and no epoch ends at a checkpoint."""
 CLOCKS = {"time", "tokensPerSecond", "attempt"}
 """What tells an attempt from another."""

@@ -12,9 +12,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from trimtab_trainer.algorithms.token_log_probs import LogitMap, token_log_probs
+from trimtab_trainer.chunks import tokens_of_chunk
 
-CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
-"""Of the fp32 logits that are in memory at once; on a GPU smaller products would leave it idle."""
 _PROBED_LOGIT = 64
 """The largest logit of the probe: large enough for any soft cap to show."""
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -35,7 +34,7 @@ class Head(nn.Module):
     def forward(self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
         """See `token_log_probs`."""
         weight = self._shared[0].weight
-        chunk = max(1, CHUNK_BYTES[hidden.device.type] // (4 * weight.shape[0]))
+        chunk = tokens_of_chunk(weight.shape[0], on_accelerator=hidden.is_cuda)
         return token_log_probs(hidden, weight, tokens, replace(self._map, temperature=temperature), chunk)
 
 

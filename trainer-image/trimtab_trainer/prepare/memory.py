@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trimtab_trainer.chunks import tokens_of_chunk
 from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.lora_targets import choose_targets
 from trimtab_trainer.prepare.activations import Activations
@@ -40,8 +41,6 @@ RUNTIME = 100 << 20
 HEAP = 1.4
 """On a CPU: activations of less than 32 MiB lie in the heap, and freed in another order than they were made they leave
 holes; measured on a Llama of 4 layers, 2,048 tokens, from 1.36 to 1.52."""
-CHUNK_BYTES = {False: 1 << 26, True: 1 << 29}
-"""Of fp32 logits at once, on a CPU and on an accelerator; see `engine.head`."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _head(stage: PrepareStage, shape: ModelShape, tokens: int, *, trained: bool)
     if stage.type is StageType.REWARD:
         return 0
     width = 2 if stage.precision is Precision.BF16 else 4
-    chunk = min(tokens, max(1, CHUNK_BYTES[stage.accelerator] // (4 * shape.vocabulary)))
+    chunk = min(tokens, tokens_of_chunk(shape.vocabulary, on_accelerator=stage.accelerator))
     gradient = shape.vocabulary * shape.hidden * (4 + (width if width < 4 else 0)) if trained else 0
     return 12 * chunk * shape.vocabulary + gradient
 
