@@ -1,9 +1,12 @@
 """Memory and time against numbers worked out by hand, and the directions in which they must move."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.trainer.prepare.kit import TINY
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trimtab_trainer.config import PrepareStage
 from trimtab_trainer.errors import BadConfiguration
@@ -94,6 +97,16 @@ def test_what_is_sharded_shrinks(world: int, precision: str) -> None:
     assert needs[1] < needs[0]
 
 
+@pytest.fixture
+def as_in_prepare() -> Iterator[None]:
+    """The engine's attention, which other tests may have installed, is not in the process that estimates."""
+    installed = AttentionInterface()["sdpa"]
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
+    yield
+    AttentionInterface.register("sdpa", installed)
+
+
+@pytest.mark.usefixtures("as_in_prepare")
 def test_activations_are_counted_on_the_model_itself() -> None:
     whole = count_activations({**TINY, "vocab_size": 100}, Precision.FP32, 64, checkpointing=False)
     # of a layer of h 32 and f 64, elements a token: 10 h in two norms and two residuals, q, k, v and attention's
