@@ -16,7 +16,6 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from trimtab_trainer import manifest
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PlanName, PreparedData
-from trimtab_trainer.engine.batches import MicroBatch, collate, micro_batch_count, plan_steps, rows_of_rank
+from trimtab_trainer.engine.batches import MicroBatch, collate, in_micro_batches, plan_steps, rows_of_rank
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.errors import CorruptArtifact, InputMissing, Preempted
 from trimtab_trainer.settings import ReferenceLogProbs
@@ -173,9 +172,9 @@ class Recorder:
     def _micro_batches(self, chunk: _Chunk) -> Iterator[MicroBatch]:
         """This rank's, as many as every rank has, grouped as the loop will group them."""
         size, group = self._config.recipe.micro_batch_size, self._group
-        own = iter(rows_of_rank(chunk.start, chunk.stop, group.rank, group.size))
-        for _ in range(micro_batch_count(chunk.stop - chunk.start, group.size, size)):
-            rows = [self._prepared.row(chunk.plan, i) for i in islice(own, size)]
+        own = rows_of_rank(chunk.start, chunk.stop, group.rank, group.size)
+        for part in in_micro_batches(own, chunk.stop - chunk.start, group.size, size):
+            rows = [self._prepared.row(chunk.plan, i) for i in part]
             yield collate(rows, self._prepared.info.padding_id).to(group.device)
 
     def _read(self) -> Values:
