@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
@@ -98,7 +98,7 @@ def micro_batch_count(rows: int, world_size: int, micro_batch_size: int) -> int:
     return -(-most // micro_batch_size)
 
 
-def in_micro_batches(own: Sequence[T], rows: int, world_size: int, micro_batch_size: int) -> Iterator[list[T]]:
+def in_micro_batches(own: Iterable[T], rows: int, world_size: int, micro_batch_size: int) -> Iterator[list[T]]:
     """This rank's part of so many rows in micro-batches, as many as every rank runs."""
     rest = iter(own)
     for _ in range(micro_batch_count(rows, world_size, micro_batch_size)):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 
 from trimtab_trainer.algorithms.schedule import learning_rate
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import PlanName, PreparedData, Row
-from trimtab_trainer.engine.batches import MicroBatch, Step, collate, micro_batch_count, rows_of_rank
+from trimtab_trainer.engine.batches import MicroBatch, Step, collate, in_micro_batches, rows_of_rank
 from trimtab_trainer.engine.checkpoint import Saved
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.objectives import Objective, Sums
@@ -150,8 +149,7 @@ class Loop:
         """This rank's micro-batches of a step of `rows` rows, as many as every rank runs, with their tokens."""
         size = self._config.recipe.micro_batch_size
         padding_id = self._prepared.info.padding_id
-        for _ in range(micro_batch_count(rows, self._group.size, size)):
-            chunk = list(islice(own, size))
+        for chunk in in_micro_batches(own, rows, self._group.size, size):
             yield collate(chunk, padding_id).to(self._engine.device), sum(len(row.input_ids) for row in chunk)
 
 
