@@ -20,7 +20,7 @@ GENERATED := crds docs/api.md docs/status.md helm/trimtab/templates/crds helm/tr
 
 # Other projects' code, as the tests of `test-oracles` see it: an environment with the trainer's own versions, and sources.
 ORACLES := .oracles
-ORACLES_STAMP := $(ORACLES)/setup-$(shell { pwd; cat tests/oracles/peers.txt tests/oracles/sources.txt; } | sha256sum | cut -c1-16)
+ORACLES_STAMP := $(ORACLES)/setup-$(shell { pwd; cat requirements/build.txt tests/oracles/peers.txt tests/oracles/sources.txt; } | sha256sum | cut -c1-16)
 
 # The environment is made anew when what defines it changes, the place of the checkout included.
 STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.txt requirements/dev.txt; } | sha256sum | cut -c1-16)
@@ -99,13 +99,15 @@ test-rollouts: setup ## Sample with vLLM through whole stages, and in bf16 with 
 	$(PYTEST) tests/rollouts
 
 test-oracles: setup $(ORACLES_STAMP) ## Compare losses with those of TRL, OpenRLHF, verl, Liger and DeepSpeed: in an environment of its own
-	PYTHONPATH=trainer-image DS_ACCELERATOR=cpu $(ORACLES)/bin/python -m pytest tests/oracles
+	DS_ACCELERATOR=cpu $(ORACLES)/bin/python -m pytest tests/oracles
 
 $(ORACLES_STAMP):
 	@rm -rf $(ORACLES) && $(UV) venv --quiet --python $(PYTHON) $(ORACLES)
+	@$(UV) pip install --quiet --python $(ORACLES) --no-deps --require-hashes -r requirements/build.txt
 	@$(UV) pip install --quiet --python $(ORACLES) --no-deps --require-hashes -r tests/oracles/peers.txt
 	@$(UV) pip install --quiet --python $(ORACLES) --no-deps --require-hashes -r tests/oracles/sources.txt \
 	  --target $(ORACLES)/sources
+	@$(UV) pip install --quiet --python $(ORACLES) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Another version of Kubernetes: make test-controlplane KUBERNETES=v1.34.4 (tests/kubernetes/versions has them).

@@ -338,7 +338,7 @@ def test_a_bad_record_is_a_value_with_cause_and_remedy(tmp_path: Path, line: byt
     ("name", "content", "message"),
     [
         ("x.jsonl", b"", r"x\.jsonl is empty; write"),
-        ("x.jsonl.gz", gzip.compress(b""), r"x\.jsonl\.gz is empty once decompressed; write"),
+        ("x.jsonl.gz", gzip.compress(b"", mtime=0), r"x\.jsonl\.gz is empty once decompressed; write"),
         ("x.jsonl", b"\n\n", r"x\.jsonl holds no records; write"),
         ("x.jsonl.gz", gzip.compress(b'{"prompt": "q", "completion": "a"}\n' * 999)[:-30], "cut off or damaged.*copy"),
         ("x.jsonl.gz", b"plain text", "cut off or damaged.*copy"),
