@@ -27,7 +27,7 @@ STAMP := $(VENV)/setup-$(shell { pwd; cat pyproject.toml requirements/bootstrap.
 
 .PHONY: help setup demo test check lint images test-repo test-unit test-chart test-trainer test-serving test-local \
 	test-controlplane test-cluster test-faults test-resume test-oracles test-rollouts \
-	bench-operator bench-children bench-memory bench-trainer generate verify requirements clean
+	bench-operator bench-children bench-memory bench-eta bench-trainer generate verify requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,9 @@ bench-operator: setup ## Measure the operator with many jobs against a bare loop
 
 bench-memory: setup ## Compare the estimate of memory with what real stages need: minutes and gigabytes
 	$(PYTHON) -m bench.memory
+
+bench-eta: setup ## Compare what stages say at step 20 of the time that they still take with what they took
+	$(PYTHON) -m bench.eta
 
 # Rounds of turns, and the races by the first word of their names: SFT DPO reward.
 ROUNDS := 9

@@ -181,4 +181,8 @@ def _speed(stage: Object) -> str:
 
 
 def _eta(status: Object) -> str:
-    return f", {status['remainingText']} left" if status.get("remainingText") else ""
+    """Time left of the running stage; a guess tells the speed that it assumes."""
+    if not status.get("remainingText"):
+        return ""
+    speed = status.get("progress", {}).get("guessedAtTokensPerSecond")
+    return f", {status['remainingText']} left" + (f" (a guess at {speed} tokens/s)" if speed is not None else "")

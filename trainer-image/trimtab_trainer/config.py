@@ -259,6 +259,8 @@ class PreparedStage(Contract):
     """Estimated accelerator memory of one process."""
     seconds: int
     """Estimated training time."""
+    tokens_per_second: int = 0
+    """The speed that `seconds` assumes, over all processes."""
     reused: bool = False
 
 
@@ -323,7 +325,10 @@ class Progress(Contract):
     epoch: str
     """Decimal string, e.g. "1.25"."""
     tokens_per_second: int
-    estimated_remaining_seconds: int
+    estimated_remaining_seconds: int | None = None
+    """Until the result is there, pauses included; absent before the first step of the attempt."""
+    guessed_at_tokens_per_second: int | None = None
+    """The speed that a guess of the remaining time assumes; absent once enough steps are measured."""
     metrics: list[Metric] = []
     checkpoints: list[CheckpointReport] = []
 

@@ -72,6 +72,7 @@ class Estimate(ApiModel):
     steps: Count = Field(description="Optimiser steps.")
     accelerator_memory: Quantity = Field(description="Memory of one process.")
     seconds: Count = Field(description="Training time.")
+    tokens_per_second: Count | None = Field(default=None, description="The speed that `seconds` assumes.")
 
 
 class MetricValue(ApiModel):
@@ -151,7 +152,13 @@ class JobProgress(ApiModel):
     percent: Annotated[int, Field(ge=0, le=100)] = Field(
         default=0, description="Part of the stages' steps that is done."
     )
-    estimated_remaining_seconds: Count | None = Field(default=None, description="Time to the end of the running stage.")
+    estimated_remaining_seconds: Count | None = Field(
+        default=None, description="Time to the end of the running stage, validation, checkpoints and result included."
+    )
+    guessed_at_tokens_per_second: Count | None = Field(
+        default=None,
+        description="While the time is a guess, before 20 steps are measured: the speed that it assumes.",
+    )
 
 
 class EndpointStatus(ApiModel):
@@ -168,7 +175,9 @@ class FineTuneJobStatus(ApiModel):
     phase: JobPhase = Field(default=JobPhase.PENDING, description="For people; programs read the conditions.")
     reason: Reason = Field(default="", description="Why the job is in this phase; the REASON column.")
     progress_text: Annotated[str, Field(max_length=32)] = Field(default="", description="The PROGRESS column.")
-    remaining_text: Annotated[str, Field(max_length=32)] = Field(default="", description="The ETA column.")
+    remaining_text: Annotated[str, Field(max_length=32)] = Field(
+        default="", description="The ETA column; ~ before a guess."
+    )
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=list_map("type"))] = Field(
         default=[], description="Accepted, Prepared, Progressing, Suspended, RolledOut, Complete, Failed."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -99,13 +98,13 @@ def with_progress(stage: StageStatus, progress: Progress | None) -> StageStatus:
     if progress is None:
         return stage
     known = StageProgress(
-        step=_bounded(progress.step),
-        total_steps=_bounded(progress.total_steps),
+        step=bounded(progress.step),
+        total_steps=bounded(progress.total_steps),
         epoch=clean(progress.epoch, 32) or None,
-        tokens_per_second=_bounded(progress.tokens_per_second),
+        tokens_per_second=bounded(progress.tokens_per_second),
         metrics=_metrics(progress.metrics),
     )
-    checkpoints = [CheckpointStatus(step=_bounded(c.step), digest=c.digest) for c in progress.checkpoints[-10:]]
+    checkpoints = [CheckpointStatus(step=bounded(c.step), digest=c.digest) for c in progress.checkpoints[-10:]]
     return stage.model_copy(update={"progress": known, "checkpoints": checkpoints})
 
 
@@ -113,40 +112,22 @@ def percent(stages: tuple[StageStatus, ...]) -> int:
     """Part of all steps that is done, rounded down; each stage counts the same where the steps are not known."""
     steps = [stage.estimate.steps if stage.estimate else 0 for stage in stages]
     weights = steps if all(steps) else [1] * len(stages)
-    done = sum(weight * _fraction(stage) for weight, stage in zip(weights, stages, strict=True))
+    done = sum(weight * fraction(stage) for weight, stage in zip(weights, stages, strict=True))
     return int(100 * done / sum(weights) + 1e-9)
 
 
-def remaining_seconds(stages: tuple[StageStatus, ...], progress: Mapping[str, Progress]) -> int | None:
-    """The longest of the running stages' own estimates; None where none has said any."""
-    known = [
-        _bounded(progress[stage.name].estimated_remaining_seconds)
-        for stage in stages
-        if stage.phase is StagePhase.RUNNING and stage.name in progress
-    ]
-    return max(known, default=None)
-
-
-def duration(seconds: int) -> str:
-    """For people.
-
-    >>> duration(45), duration(600), duration(3 * 3600 + 60), duration(90_000)
-    ('45s', '10m', '3h1m', '1d1h')
-    """
-    if seconds < 100:
-        return f"{seconds}s"
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if minutes < 100:
-        return f"{minutes}m"
-    return f"{hours}h{minutes % 60}m" if hours < 24 else f"{days}d{hours % 24}h"
-
-
-def _fraction(stage: StageStatus) -> float:
+def fraction(stage: StageStatus) -> float:
+    """Of its steps, done."""
     if stage.phase is StagePhase.SUCCEEDED:
         return 1.0
     if stage.progress is None or stage.progress.total_steps == 0:
         return 0.0
     return min(1.0, stage.progress.step / stage.progress.total_steps)
+
+
+def bounded(value: int) -> int:
+    """What the status may hold."""
+    return max(0, min(_MOST, value))
 
 
 def _phase(step: Step, stuck: Stuck | None, suspend: bool) -> StagePhase:
@@ -172,7 +153,12 @@ def _prepared(found: PreparedStage) -> Prepared:
 
 
 def _estimate(found: PreparedStage) -> Estimate:
-    return Estimate(steps=found.steps, accelerator_memory=memory(_bounded(found.memory_bytes)), seconds=found.seconds)
+    return Estimate(
+        steps=found.steps,
+        accelerator_memory=memory(bounded(found.memory_bytes)),
+        seconds=found.seconds,
+        tokens_per_second=found.tokens_per_second or None,
+    )
 
 
 def _metrics(metrics: list[Metric]) -> list[MetricValue]:
@@ -180,7 +166,3 @@ def _metrics(metrics: list[Metric]) -> list[MetricValue]:
     named = {clean(metric.name, 64): clean(metric.value, 64) for metric in reversed(metrics)}
     kept = [(name, value) for name, value in reversed(named.items()) if name and value]
     return [MetricValue(name=name, value=value) for name, value in kept[:32]]
-
-
-def _bounded(value: int) -> int:
-    return max(0, min(_MOST, value))

@@ -22,7 +22,8 @@ from trimtab_operator.core.conditions import set_condition, timestamp
 from trimtab_operator.core.kube import Object
 from trimtab_operator.core.plainjson import compact
 from trimtab_operator.finetunejob.deadlines import Clock
-from trimtab_operator.finetunejob.stages import duration, percent, remaining_seconds
+from trimtab_operator.finetunejob.remaining import Remaining, guessed_remaining, told_remaining
+from trimtab_operator.finetunejob.stages import percent
 from trimtab_trainer.config import Progress
 
 
@@ -64,17 +65,15 @@ class Findings:
 def build(old: FineTuneJobStatus, found: Findings, now: datetime) -> Object:
     """The status as the API server is to hold it."""
     terminal = found.phase in (JobPhase.SUCCEEDED, JobPhase.FAILED)
-    remaining = None if terminal else remaining_seconds(found.stages, found.progress)
     running = next((s.name for s in found.stages if s.phase in (StagePhase.RUNNING, StagePhase.QUEUED)), None)
-    if remaining is None and running and old.progress and old.progress.stage == running:
-        remaining = old.progress.estimated_remaining_seconds
+    remaining = None if terminal else _remaining(old.progress, running, found)
     share = percent(found.stages) if found.stages else 0
     status = FineTuneJobStatus(
         observed_generation=found.generation,
         phase=found.phase,
         reason=found.now.reason,
         progress_text=f"{share}%",
-        remaining_text=duration(remaining) if remaining is not None else "",
+        remaining_text=remaining.text if remaining else "",
         start_time=old.start_time or (timestamp(now) if found.images else None),
         completion_time=timestamp(now) if terminal else None,
         active_seconds=found.clock.seconds,
@@ -82,11 +81,24 @@ def build(old: FineTuneJobStatus, found: Findings, now: datetime) -> Object:
         images=found.images,
         model=found.model,
         prepare=found.prepare,
-        progress=JobProgress(stage=running, percent=share, estimated_remaining_seconds=remaining),
+        progress=JobProgress(
+            stage=running,
+            percent=share,
+            estimated_remaining_seconds=remaining.seconds if remaining else None,
+            guessed_at_tokens_per_second=remaining.guessed_at if remaining else None,
+        ),
         stages=list(found.stages),
         endpoint=found.endpoint,
     )
     return {**dump(status), "conditions": _conditions(old, found, now)}
+
+
+def _remaining(old: JobProgress | None, running: str | None, found: Findings) -> Remaining | None:
+    """What a running stage says, else what it said last, else what prepare guessed."""
+    told = told_remaining(found.stages, found.progress)
+    if told is None and running and old and old.stage == running and old.estimated_remaining_seconds is not None:
+        return Remaining(old.estimated_remaining_seconds, old.guessed_at_tokens_per_second)
+    return told or guessed_remaining(found.stages)
 
 
 def dump(status: FineTuneJobStatus) -> Object:

@@ -50,7 +50,8 @@ def test_one_stage_runs_to_complete() -> None:
         "truncated": 0,
         "tokens": 100,
     }
-    assert world.stage("one")["estimate"] == {"steps": 20, "acceleratorMemory": "1024Mi", "seconds": 5}
+    needs = {"steps": 20, "acceleratorMemory": "1024Mi", "seconds": 5, "tokensPerSecond": 20}
+    assert world.stage("one")["estimate"] == needs
     world.succeed("one")
     world.settle()
     assert (world.status["phase"], world.status["progressText"]) == ("Succeeded", "100%")
@@ -332,6 +333,30 @@ def test_progress_shows_and_outlives_a_restart_of_the_operator() -> None:
     assert world.status["progress"] == {"stage": "one", "percent": 12, "estimatedRemainingSeconds": 120}
     world.controller = type(world.controller)()
     assert not world.reconcile(), "at a restart nothing is written"
+
+
+def test_what_remains_is_a_guess_until_the_stage_has_measured() -> None:
+    """Before the first step prepare's estimate, then the stage's own guess, each with the speed that it assumes."""
+    world = prepared(stage("one"))
+    assert world.stage("one")["estimate"]["tokensPerSecond"] == 20
+    said = [(world.status["remainingText"], world.status["progress"])]
+    (target,) = world.controller.board.targets(world.key)
+    told = Progress(step=5, total_steps=20, epoch="0.5", tokens_per_second=900)
+    for news in (
+        told,
+        told.model_copy(update={"estimated_remaining_seconds": 90, "guessed_at_tokens_per_second": 880}),
+        told.model_copy(update={"estimated_remaining_seconds": 80}),
+    ):
+        world.controller.board.put(target, news)
+        world.settle()
+        said.append((world.status["remainingText"], world.status["progress"]))
+    guess = {"stage": "one", "percent": 0, "estimatedRemainingSeconds": 5, "guessedAtTokensPerSecond": 20}
+    assert said == [
+        ("~5s", guess),
+        ("~5s", {**guess, "percent": 25}),
+        ("~90s", {**guess, "percent": 25, "estimatedRemainingSeconds": 90, "guessedAtTokensPerSecond": 880}),
+        ("80s", {"stage": "one", "percent": 25, "estimatedRemainingSeconds": 80}),
+    ]
 
 
 def test_restart_at_any_point_writes_the_same() -> None:

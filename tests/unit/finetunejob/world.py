@@ -329,6 +329,7 @@ class World:
         if role == "prepare":
             model = self.owner["spec"]["model"].get("uri")
             found = {"digest": DIGEST, "records": 10, "tokens": 100, "steps": 20, "memoryBytes": 2**30, "seconds": 5}
+            found["tokensPerSecond"] = 20
             report = {"kind": "prepare", "stages": [found for _ in self.owner["spec"]["stages"]]}
             if model:
                 report["model"] = {"uri": "pvc://models/m/models/x", "digest": DIGEST}

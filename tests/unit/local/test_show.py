@@ -59,6 +59,13 @@ def test_plain_lines_tell_changes_only(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
+def test_a_guess_of_the_time_left_tells_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    guess = job(12)
+    guess["status"] |= {"remainingText": "~5s", "progress": {"guessedAtTokensPerSecond": 880}}  # type: ignore[operator]
+    Plain().job(guess)
+    assert "900 tokens/s, ~5s left (a guess at 880 tokens/s)" in capsys.readouterr().err
+
+
 def test_json_lines_are_statuses_that_changed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Json()
     for step in (1, 1, 2):

@@ -15,6 +15,7 @@ from trimtab_trainer.checkpoints import Checkpoints, TrainerState, identity
 from trimtab_trainer.config import CheckpointReport, Metric, StageType, TrainConfig, TrainReport
 from trimtab_trainer.data.store import VALIDATION, PreparedData, task_plan
 from trimtab_trainer.engine import calibration, checkpoint
+from trimtab_trainer.engine.agenda import agenda_of
 from trimtab_trainer.engine.batches import Step, plan_steps
 from trimtab_trainer.engine.build import build_loop
 from trimtab_trainer.engine.calibration import Calibration
@@ -30,6 +31,7 @@ from trimtab_trainer.errors import CorruptArtifact, InputMissing, Preempted, Sto
 from trimtab_trainer.lineage import Outcome
 from trimtab_trainer.progress.heartbeat import Phase, Pulse
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, METRICS_FILE, MetricsLog, cut_rows, key_of, read_rows
+from trimtab_trainer.progress.pace import Pace
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.supervisor.run_folder import RESUME_STEP_VARIABLE, RunFolder
 from trimtab_trainer.volumes import local_path
@@ -72,6 +74,7 @@ class Trainer:
         self._stopper = Stopper.of(config, self._prepared.info)
         self._loop = build_loop(config, group, self._prepared, self._engine, self._fence, told_to_stop, self._beat)
         self._told_to_stop = told_to_stop
+        self._pace = Pace(agenda_of(config, self._prepared, self._engine.module))
         self._tokens = 0
         self._log: MetricsLog | None = None
         self._shown: dict[str, float] = {}
@@ -81,6 +84,7 @@ class Trainer:
         done = self._begin()
         self._beat(phase=Phase.TRAINING, step=done, total_steps=self._total_steps, tokens=self._tokens)
         info = self._prepared.info
+        self._pace.begin()
         if done == 0:
             self._validate(0)
         for step in plan_steps(info.epoch_rows, info.global_batch_size, self._total_steps, first=done):
@@ -200,6 +204,7 @@ class Trainer:
     def _report(self, step: Step, result: StepResult, seconds: float) -> None:
         done = step.index + 1
         speed = result.tokens / seconds
+        remaining = self._pace.step(result.tokens, done)
         self._shown |= {
             "loss": result.loss,
             "gradient_norm": result.gradient_norm,
@@ -214,6 +219,8 @@ class Trainer:
                 epoch=step.epochs_done,
                 tokens=self._tokens,
                 tokens_per_second=speed,
+                remaining_seconds=remaining.seconds,
+                remaining_guessed_at=remaining.guessed_at,
                 mfu=speed * self._flops_per_token / self._peak_flops if self._peak_flops else None,
                 metrics=self._shown,
             )
@@ -252,6 +259,7 @@ class Trainer:
         if tasks:
             means[HELD_OUT_LOSS] = sum(tasks.values()) / len(tasks)
             means |= {f"{HELD_OUT_LOSS}/{task}": loss for task, loss in tasks.items()}
+        self._pace.validated()
         if not means:
             return None
         self._shown |= means
@@ -285,6 +293,7 @@ class Trainer:
         )
         self._beat(phase=Phase.SAVING)
         checkpoint.save(self._loop.engines, self._group, self._checkpoints, state, self._config.checkpoint.keep)
+        self._pace.saved()
         self._beat(phase=Phase.TRAINING, checkpoints=self._reports())
         _log.info("saved %s", self._checkpoints.path(state.step))
 

@@ -28,10 +28,12 @@ FLOPS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one process, and seconds of the whole stage; both rounded up."""
+    """Bytes of one process, and seconds of the whole stage."""
 
     memory_bytes: int
     seconds: int
+    tokens_per_second: int
+    """The speed that `seconds` assumes."""
 
 
 def estimate(
@@ -51,10 +53,11 @@ def estimate(
 
     checkpointing = stage.recipe.gradient_checkpointing
     activations = count_activations(config, stage.precision, row, checkpointing=checkpointing)
-    return Estimate(process_memory(stage, shape, activations, row), seconds(stage, shape, tokens, mix_tokens))
+    time = seconds(stage, shape, tokens, mix_tokens)
+    return Estimate(process_memory(stage, shape, activations, row), math.ceil(time), round(tokens / time))
 
 
-def seconds(stage: PrepareStage, shape: ModelShape, tokens: int, mix_tokens: int = 0) -> int:
+def seconds(stage: PrepareStage, shape: ModelShape, tokens: int, mix_tokens: int = 0) -> float:
     """Of the whole stage."""
     forward = 2 * (shape.parameters + shape.layers * shape.hidden * stage.max_length)
     passes = 3 + stage.recipe.gradient_checkpointing + (stage.type in (StageType.DPO, StageType.PPO))
@@ -63,4 +66,4 @@ def seconds(stage: PrepareStage, shape: ModelShape, tokens: int, mix_tokens: int
     operations = mix_tokens * (3 + stage.recipe.gradient_checkpointing) * forward
     adapter = adapter_size(stage, shape)
     operations += tokens * (passes * forward - 2 * (shape.parameters - adapter if adapter else 0))
-    return math.ceil(operations / (FLOPS[stage.accelerator, stage.precision] * stage.world_size))
+    return operations / (FLOPS[stage.accelerator, stage.precision] * stage.world_size)

@@ -226,7 +226,8 @@ def _report(stage: PrepareStage, made: _Remembered, prepared: Path, *, reused: b
     folder = prepared / made.stage.digest.removeprefix("sha256:")
     config = json.loads((folder / "model_config.json").read_bytes())
     need = estimate(stage, made.shape, config, made.longest_row, made.all_tokens, made.mix_tokens)
-    return made.stage.model_copy(update={"memory_bytes": need.memory_bytes, "seconds": need.seconds, "reused": reused})
+    found = {"memory_bytes": need.memory_bytes, "seconds": need.seconds, "tokens_per_second": need.tokens_per_second}
+    return made.stage.model_copy(update={**found, "reused": reused})
 
 
 def _texts(stage: PrepareStage, sets: Sequence[DataSet]) -> Iterator[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
@@ -36,6 +34,10 @@ class Heartbeat(Contract):
     """Tokens trained on since the stage began, over all processes."""
     tokens_per_second: float = 0.0
     median_step_seconds: float = 0.0
+    remaining_seconds: float | None = None
+    """Until the result is there; None before the first step of the attempt."""
+    remaining_guessed_at: float | None = None
+    """Tokens a second that the remaining time assumes, while it is a guess."""
     mfu: float | None = None
     """Model FLOP utilisation, 0 to 1; absent where the device's peak is not known."""
     metrics: dict[str, float] = {}
@@ -62,14 +64,6 @@ class Pulse:
         """A step of so many seconds is done."""
         self._durations.append(seconds)
         self.beat(median_step_seconds=median(self._durations), phase=Phase.TRAINING, **changes)
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Around what may take longer than a step: a checkpoint."""
-        before = self._last.phase
-        self.beat(phase=Phase.SAVING)
-        yield
-        self.beat(phase=before)
 
 
 def read_heartbeat(file: Path) -> Heartbeat | None:

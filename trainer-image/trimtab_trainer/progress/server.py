@@ -24,13 +24,15 @@ LABELS = ["namespace", "job", "stage"]
 
 
 def to_progress(heartbeat: Heartbeat) -> Progress:
-    """The heartbeat as the operator reads it. Remaining time is remaining steps times the median step."""
+    """The heartbeat as the operator reads it."""
+    remaining, guessed_at = heartbeat.remaining_seconds, heartbeat.remaining_guessed_at
     return Progress(
         step=heartbeat.step,
         total_steps=heartbeat.total_steps,
         epoch=f"{heartbeat.epoch:.2f}",
         tokens_per_second=round(heartbeat.tokens_per_second),
-        estimated_remaining_seconds=round((heartbeat.total_steps - heartbeat.step) * heartbeat.median_step_seconds),
+        estimated_remaining_seconds=None if remaining is None else round(remaining),
+        guessed_at_tokens_per_second=None if guessed_at is None else round(guessed_at),
         metrics=[
             contract.Metric(name=name, value=f"{value:.6g}")
             for name, value in heartbeat.metrics.items()
