@@ -98,8 +98,16 @@ def _reward(**fields: Any) -> Manifest:
 def _ppo(**fields: Any) -> Manifest:
     """`rewardFrom` goes into `ppo`, the rest into the stage; None leaves a field out."""
     ppo = {"rewardFrom": fields.pop("rewardFrom", "score"), "prompts": _TEXT["data"], **fields.pop("ppo", {})}
-    stage = {"name": "policy", "from": "a", "ppo": ppo, **fields}
-    return {key: value for key, value in stage.items() if value is not None}
+    stage = {"name": "policy", "from": "a", "ppo": _given(ppo), **fields}
+    return _given(stage)
+
+
+def _given(fields: Manifest) -> Manifest:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _verified(**verifier: Any) -> Manifest:
+    return job(stages=[{"name": "a", "pretrain": _TEXT}, _ppo(rewardFrom=None, ppo={"verifier": verifier})])
 
 
 def _sft(*sources: Manifest) -> Manifest:
@@ -202,6 +210,42 @@ REFUSED = (
         "rewards from a later stage",
         job(stages=[{"name": "a", "pretrain": _TEXT}, _ppo(), _reward()]),
         ("spec", "ppo.rewardFrom must name an earlier stage"),
+    ),
+    Refused(
+        "rewards from nothing",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _ppo(rewardFrom=None)]),
+        ("spec.stages[1].ppo", "give exactly one of rewardFrom and verifier"),
+    ),
+    Refused(
+        "rewards from a model and a verifier",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(ppo={"verifier": {"exactMatch": {}}})]),
+        ("spec.stages[2].ppo", "give exactly one of rewardFrom and verifier"),
+    ),
+    Refused("a verifier of no kind", _verified(), ("spec.stages[1].ppo.verifier", "set exactly one of exactMatch")),
+    Refused(
+        "two verifiers",
+        _verified(exactMatch={}, numericAnswer={}),
+        ("spec.stages[1].ppo.verifier", "set exactly one of exactMatch"),
+    ),
+    Refused(
+        "a verifier's open bracket",
+        _verified(regularExpression={"pattern": "(a"}),
+        ("spec.stages[1].ppo.verifier.regularExpression", "pattern must be a regular expression in RE2's"),
+    ),
+    Refused(
+        "a verifier's look-ahead",
+        _verified(numericAnswer={"answerPattern": "a(?=b)"}),
+        ("spec.stages[1].ppo.verifier.numericAnswer", "answerPattern must be a regular expression in RE2's syntax"),
+    ),
+    Refused(
+        "a verifier's back-reference",
+        _verified(exactMatch={"answerPattern": r"(?P<answer>a)\1"}),
+        ("spec.stages[1].ppo.verifier.exactMatch", "answerPattern must be a regular expression in RE2's syntax"),
+    ),
+    Refused(
+        "a tolerance below 0",
+        _verified(numericAnswer={"absoluteTolerance": -1}),
+        ("spec.stages[1].ppo.verifier.numericAnswer.absoluteTolerance",),
     ),
     Refused(
         "an adapter for a policy",

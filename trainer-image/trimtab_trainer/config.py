@@ -40,6 +40,7 @@ from trimtab_trainer.settings import (
     Weight,
     ZeroStage,
 )
+from trimtab_trainer.verifier_settings import Verifier
 
 CONTRACT_VERSION: Final = 1
 
@@ -171,7 +172,7 @@ class PrepareStage(Contract):
     recipe: Recipe = Recipe()
     lora: Lora | None = None
     reward_stage: str | None = None
-    """Of `ppo`: the stage of its reward model, which must have the same tokenizer."""
+    """Of `ppo`: the stage of its reward model, which must have the same tokenizer; absent with a verifier."""
     ppo: Ppo | None = None
     """Of `ppo`; absent in other stages."""
     pretraining_mix: list[DataSource] = []
@@ -186,6 +187,11 @@ class PrepareStage(Contract):
     def max_new_tokens(self) -> int:
         """Tokens of `maxLength` that are kept for the answer."""
         return self.ppo.rollout.max_new_tokens if self.ppo else 0
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """What judges the answers; None where a reward model does, or there are none."""
+        return self.ppo.verifier if self.ppo else None
 
 
 class PrepareConfig(Contract):
@@ -223,7 +229,7 @@ class TrainConfig(Contract):
     preference: Preference | None = None
     """Of `dpo`; absent in other stages."""
     reward: Artifact | None = None
-    """Of `ppo`: the reward model, from which the critic starts too."""
+    """Of `ppo` without a verifier: the reward model, from which the critic starts too."""
     ppo: Ppo | None = None
     """Of `ppo`; absent in other stages."""
     checkpoint: Checkpoint = Checkpoint()

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trimtab_trainer.settings import Contract, LearningRate
+from trimtab_trainer.verifier_settings import Verifier
 
 KlCoefficient = Annotated[
     float, Field(ge=0, le=100, description="Beta: how much each nat away from the starting weights costs.")
@@ -41,7 +42,7 @@ ImportanceCap = Annotated[
 ]
 MissingEndReward = Annotated[
     float,
-    Field(ge=-1e6, le=1e6, description="Reward of an answer that did not end, in place of the reward model's."),
+    Field(ge=-1e6, le=1e6, description="Reward of an answer that did not end, in place of its own."),
 ]
 Minibatches = Annotated[
     int, Field(ge=1, le=1024, description="Updates in one pass over a step's episodes, each with its part of them.")
@@ -116,7 +117,7 @@ class Rollout(Contract):
 
 
 class Critic(Contract):
-    """The model of the value; it starts from the reward model."""
+    """The model of the value; it starts from the reward model, else from the stage's weights with a head of zeros."""
 
     learning_rate: LearningRate = 1e-5
 
@@ -137,6 +138,8 @@ class Ema(Contract):
 class Ppo(Contract):
     """How a `ppo` stage learns from what it samples."""
 
+    verifier: Verifier | None = None
+    """Absent: a reward model scores the answers."""
     kl: KlPenalty = KlPenalty()
     rollout: Rollout = Rollout()
     critic: Critic = Critic()

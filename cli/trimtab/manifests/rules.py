@@ -61,7 +61,7 @@ def _fault(rule: dict[str, str], new: Any, old: Any) -> str | None:
         if _program(rule["rule"]).execute(context) is True:
             return None
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        return f"Invalid value: the rule '{rule['rule']}' can't be evaluated: {error}"
+        return f"Invalid value: {error} evaluating rule: {rule.get('message', rule['rule'])}"
     return f"Invalid value: {rule.get('message', 'failed rule: ' + rule['rule'])}"
 
 

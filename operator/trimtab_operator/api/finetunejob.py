@@ -80,11 +80,12 @@ _PPO_STARTS = (
     "a ppo stage starts from a model, which is its reference too; give from, or model.uri",
 )
 _PPO_REWARD = (
-    "self.stages.all(s, !has(s.ppo) || self.stages.exists(e, has(e.reward) && e.name == s.ppo.rewardFrom))",
+    "self.stages.all(s, !has(s.ppo) || !has(s.ppo.rewardFrom)"
+    " || self.stages.exists(e, has(e.reward) && e.name == s.ppo.rewardFrom))",
     "ppo.rewardFrom must name a stage of type reward of this job",
 )
 _PPO_REWARD_EARLIER = (
-    "self.stages.all(s, !has(s.ppo) || self.stages.filter(e, e.name == s.name"
+    "self.stages.all(s, !has(s.ppo) || !has(s.ppo.rewardFrom) || self.stages.filter(e, e.name == s.name"
     " || e.name == s.ppo.rewardFrom)[0].name == s.ppo.rewardFrom)",
     "ppo.rewardFrom must name an earlier stage of the list",
 )

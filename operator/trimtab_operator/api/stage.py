@@ -16,6 +16,7 @@ from trimtab_operator.api.data import (
     Validation,
 )
 from trimtab_operator.api.pod import PodShape
+from trimtab_operator.api.verifier import Verifier
 from trimtab_trainer.ppo_settings import (
     ClipRange,
     Discount,
@@ -269,7 +270,7 @@ class PpoRollout(ApiModel):
 
 
 class Critic(ApiModel):
-    """The model of the value; it starts from the reward model."""
+    """The model of the value; it starts from the reward model, else from the stage's weights with a head of zeros."""
 
     learning_rate: LearningRate | None = None
 
@@ -292,10 +293,24 @@ class Ema(ApiModel):
 
 
 class Ppo(ApiModel):
-    """Proximal policy optimisation: the model answers prompts, and learns from the reward model's scores."""
+    """Proximal policy optimisation: the model answers prompts, and learns from the scores of its answers."""
 
-    reward_from: StageName = Field(description="Earlier stage of type reward, whose model scores the answers.")
-    prompts: DataSources = Field(description="Prompts, or conversations, whose last answer is left off.")
+    model_config = ApiModel.model_config | {
+        "json_schema_extra": rules(
+            ("has(self.rewardFrom) != has(self.verifier)", "give exactly one of rewardFrom and verifier")
+        )
+    }
+
+    reward_from: StageName | None = Field(
+        default=None, description="Earlier stage of type reward, whose model scores the answers."
+    )
+    verifier: Verifier | None = Field(
+        default=None, description="Says whether an answer is right, without a model; in place of rewardFrom."
+    )
+    prompts: DataSources = Field(
+        description="Prompts, or conversations, whose last answer is left off; with a verifier that compares, each "
+        "record has the reference in a field beside."
+    )
     validation: Validation | None = Field(default=None, description="Held-out prompts.")
     kl: KlPenalty | None = Field(default=None, description="What holds the policy to its starting weights.")
     rollout: PpoRollout | None = Field(default=None, description="How answers are sampled.")
@@ -341,7 +356,7 @@ class Stage(StageDefaults):
     sft: Sft | None = Field(default=None, description="Supervised fine-tuning on conversations.")
     dpo: Dpo | None = Field(default=None, description="Direct preference optimisation on pairs of answers.")
     reward: Reward | None = Field(default=None, description="A reward model from compared answers.")
-    ppo: Ppo | None = Field(default=None, description="Proximal policy optimisation against a reward model.")
+    ppo: Ppo | None = Field(default=None, description="Proximal policy optimisation against a reward.")
 
     @property
     def task(self) -> Task | None:

@@ -50,6 +50,13 @@ def _policy(**ppo: Any) -> Object:
     return made
 
 
+def _verified(kind: str) -> Object:
+    """A policy whose answers a program judges."""
+    made = _policy(verifier={kind: {"pattern": "."} if kind == "regularExpression" else {}})
+    del made["spec"]["stages"][-1]["ppo"]["rewardFrom"]
+    return made
+
+
 _ROLLOUT = {"from": "last", "endpointName": "chat", "create": {"servedModelName": "chat"}}
 _DIGEST = f"sha256:{'a' * 64}"
 
@@ -71,6 +78,7 @@ BASES = {
         job(_CONFIG, "reward", last={"from": "casex", **_validated("reward")}),
         _policy(),
         _policy(validation={"data": _DATA}),
+        *(_verified(kind) for kind in ("exactMatch", "regularExpression", "numericAnswer")),
         _policy(rollout={"engine": "vllm", "vllm": {"sleep": True}}),
         _policy(pretrainingMix={"data": _DATA, "coefficient": 1}),
         job({"config": {"model_type": "llama"}, "tokenizer": {"uri": "pvc://models/tokenizer"}}, "pretrain"),

@@ -34,6 +34,7 @@ from trimtab_trainer.data.store import (
     task_plan,
     write_info,
     write_plan,
+    write_references,
 )
 from trimtab_trainer.settings import Checkpoint, Loss, Recipe
 from trimtab_trainer.supervisor.run_folder import RunFolder
@@ -71,6 +72,7 @@ def write_prepared(
 
     `validation` rows are held out, and `task` rows more as the task that is called `other-task`.
     `mix`: rows of a pretraining mix, three to an update.
+    A prompt's reference is the word that follows by the rule of the rows.
     `lengths`: the fewest and the most tokens of a segment.
     """
     draft = root / "volume" / "prepared" / "draft"
@@ -99,6 +101,7 @@ def _write_rows(
     draft.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     total = max(row_counts) + validation + task
+    references = []
     with TokenWriter(draft, VOCABULARY) as writer:
         file = writer.add_file("data.jsonl")
         segments_of_row = []
@@ -109,10 +112,13 @@ def _write_rows(
                 start = int(rng.integers(3, VOCABULARY))
                 # a learnable rule: each token is the one before plus 3
                 ids = (3 + (start + 3 * np.arange(length)) % (VOCABULARY - 3)).astype(np.int32)
+                references.append(f"w{3 + (ids[-1] - 3 + 3) % (VOCABULARY - 3)}")
                 mask = rng.random(length) < (1.0 if stage_type is StageType.PRETRAIN else 0.6)
                 mask[-1] = True
                 segments.append((writer.append(ids, mask, file, 10 * row + len(segments) + 1, label), 0, length))
             segments_of_row.append(segments)
+    if stage_type is StageType.PPO:
+        write_references(draft, references)
     store = TokenStore(draft, writer.dtype)
     for epoch, count in enumerate(row_counts):
         order = np.random.default_rng([seed, epoch]).permutation(max(row_counts))[:count]

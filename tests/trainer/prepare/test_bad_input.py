@@ -16,6 +16,7 @@ from trimtab_trainer.prepare import weights
 
 Stages = list[dict[str, Any]]
 LONG = "very " * 100
+SHORT = {"rollout": {"maxNewTokens": 16}}
 
 
 def pair(i: int, **changes: Any) -> dict[str, Any]:
@@ -72,9 +73,34 @@ RECORDS = {
     ),
     "a prompt that leaves no room for its answer": (
         {"prompt": "very " * 50},
-        {"ppo": {"ppo": {"rollout": {"maxNewTokens": 16}}}},
+        {"ppo": {"ppo": SHORT}},
         r"\d+ tokens are more than maxLength = 64 less 16 for the answer; raise maxLength, lower rollout.maxNewTokens, "
         r"or shorten the prompt$",
+    ),
+    "a prompt without its reference": (
+        {"prompt": "What is 4?"},
+        {"ppo": {"ppo": {**SHORT, "verifier": {"numericAnswer": {}}}}},
+        r"'answer' is missing; add 'answer' or remove the record$",
+    ),
+    "a reference in another field": (
+        {"prompt": "What is 4?", "answer": "It is 4."},
+        {"ppo": {"ppo": {**SHORT, "verifier": {"exactMatch": {"field": "number"}}}}},
+        r"'number' is missing; add 'number' or remove the record$",
+    ),
+    "an empty reference": (
+        {"prompt": "What is 4?", "answer": " "},
+        {"ppo": {"ppo": {**SHORT, "verifier": {"exactMatch": {}}}}},
+        r"'answer' is empty; fill it or remove the record$",
+    ),
+    "a reference that is no text": (
+        {"prompt": "What is 4?", "answer": ["4"]},
+        {"ppo": {"ppo": {**SHORT, "verifier": {"exactMatch": {}}}}},
+        r"'answer' is a list, not text; write 'answer' as a string$",
+    ),
+    "a reference that is no number": (
+        {"prompt": "What is 4?", "answer": "four"},
+        {"ppo": {"ppo": {**SHORT, "verifier": {"numericAnswer": {}}}}},
+        r"'answer' holds no number, which numericAnswer compares with; write the right number, or remove the record$",
     ),
 }
 
@@ -92,13 +118,13 @@ def test_a_bad_record_is_named_with_its_remedy(
 ) -> None:
     good: Callable[[int], dict[str, Any]] = ranking if "completions" in bad else pair
     if kind == "ppo":
-        good = lambda i: {"prompt": f"What is {i}?"}  # noqa: E731
+        good = lambda i: {"prompt": f"What is {i}?", "answer": i, "number": str(i)}  # noqa: E731
     rows = [bad if i == 4 else good(i) for i in range(9)]
     stages = after_sft(tmp_path, rows, kind, **fields)
     with pytest.raises(BadData, match=rf"^stage next: line 5 of file:\S+/data\.jsonl: {message}") as caught:
         run(tmp_path / "root", *stages)
     assert caught.value.stage == "next"
-    if kind == "ppo":
+    if message.endswith("shorten the prompt$"):
         return
     dropping = [stages[0], {"onTooLong": "drop", **stages[1], "onInvalid": "drop", "maxDropped": 1}]
     found = run(tmp_path / "root", *dropping).stages[1]
@@ -132,6 +158,31 @@ def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     assert caught.value.stage == "next"
     together = [chat, score | {"fromStage": "chat"}, policy]
     assert run(root, *together).stages[2].records == 3
+
+
+LINEAR = "write it in RE2's syntax, which has no look-around and no back-references$"
+UNMARKED = r"what counts is not marked; put it into a group \(\?P<answer>…\), the only one there is: write others as"
+EXPRESSIONS = {
+    "open bracket": ("regularExpression", "pattern", "(a", rf".*missing \): \(a; {LINEAR}"),
+    "look-ahead": ("regularExpression", "pattern", "a(?=b)", rf".*\(\?=; {LINEAR}"),
+    "back-reference": ("exactMatch", "answerPattern", r"(?P<answer>a)\1", rf".*\\1; {LINEAR}"),
+    "no group": ("exactMatch", "answerPattern", "a+", UNMARKED),
+    "a group without a name": ("numericAnswer", "answerPattern", "(a+)", UNMARKED),
+    "a group too many": ("numericAnswer", "answerPattern", "(?P<answer>a)(?P<b>c)", UNMARKED),
+}
+
+
+@pytest.mark.parametrize("what", EXPRESSIONS)
+def test_a_verifiers_broken_expression_is_refused(tmp_path: Path, what: str) -> None:
+    kind, field, expression, message = EXPRESSIONS[what]
+    verifier = {kind: {field: expression}}
+    chat, policy = after_sft(
+        tmp_path, [{"prompt": "What?", "answer": 1}] * 3, "ppo", ppo={**SHORT, "verifier": verifier}
+    )
+    with pytest.raises(BadConfiguration, match=rf"^stage next: ppo\.verifier\.{kind}\.{field}: {message}") as caught:
+        run(tmp_path / "root", chat, policy)
+    assert caught.value.stage == "next"
+    assert not list((tmp_path / "root").rglob("references.json"))
 
 
 @pytest.mark.parametrize("own", [{"tokenizerTrain": {}}, {"tokenizerUri": "file:///elsewhere"}])

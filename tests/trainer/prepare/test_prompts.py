@@ -34,6 +34,39 @@ def test_each_row_is_one_prompt_up_to_where_the_model_answers(tmp_path: Path) ->
             assert "It is" not in text
 
 
+def test_a_verifier_gets_what_it_compares_with(tmp_path: Path) -> None:
+    """Whatever the order of rows, whatever is held out or dropped."""
+    chat = write_jsonl(tmp_path / "chat.jsonl", chats(20))
+    rows = [{"prompt": f"What is {i}?", "right": i if i % 2 else f"{i} of them"} for i in range(30)]
+    rows[7]["right"] = None
+    asked = write_jsonl(tmp_path / "asked.jsonl", rows)
+    told = tmp_path / "told.tsv"
+    told.write_text("prompt\tright\n" + "".join(f"What is {i}?\t{i}\n" for i in range(30, 40)))
+    root = tmp_path / "root"
+
+    def policy(field: str, **verifier: Any) -> dict[str, Any]:
+        settings = {**ANSWERS, "verifier": verifier or {"numericAnswer": {"field": field}}}
+        dropping = {"onInvalid": "drop", "maxDropped": 1}
+        return ppo(asked.as_uri(), told.as_uri(), validation={"fraction": 0.25}, ppo=settings, **dropping)
+
+    report = run(root, sft(chat.as_uri()), policy("right"))
+    prepared = opened(root, report, 1)
+    assert report.stages[1].dropped == 1
+    tokenizer = load_tokenizer(prepared.tokenizer_folder)
+    seen = []
+    for plan in (0, VALIDATION):
+        for index in range(prepared.rows(plan)):
+            row = prepared.row(plan, index)
+            number = prepared.references[row.record_ids[0]].split()[0]
+            assert f"What is {number}?" in tokenizer.decode(row.input_ids)
+            seen.append(int(number))
+    assert sorted(seen) == [i for i in range(40) if i != 7]
+    again = run(root, sft(chat.as_uri()), policy("right"))
+    assert again.stages[1] == report.stages[1].model_copy(update={"reused": True})
+    other = run(root, sft(chat.as_uri()), policy("", exactMatch={"field": "prompt"}))
+    assert opened(root, other, 1).references[0] == "What is 0?"
+
+
 def test_p11_a_pretraining_mix_gives_each_update_its_rows(tmp_path: Path) -> None:
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"And {i}?"} for i in range(10)])
     chat = write_jsonl(tmp_path / "chat.jsonl", chats(20))

@@ -13,6 +13,7 @@ from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
 from trimtab_trainer.ppo_settings import KlPenalty, Ppo, PretrainingMix, Rollout
 from trimtab_trainer.settings import FewShot, Lora, Preference, Template
+from trimtab_trainer.verifier_settings import Verifier
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 SECRET = {"secretRef": {"name": "s3"}}
@@ -266,6 +267,25 @@ def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
         passes=2,
         pretraining_mix=PretrainingMix(coefficient=27.8),
     )
+
+
+def test_ppo_with_a_verifier_waits_for_no_reward_model() -> None:
+    verifier = {"numericAnswer": {"field": "target", "answerPattern": "#### (?P<answer>.*)", "relativeTolerance": 0.01}}
+    learning = {"verifier": verifier, "prompts": [{"uri": "pvc://models/prompts.jsonl"}]}
+    made = World(spec(stage("one"), {"name": "policy", "from": "one", "ppo": learning}))
+    made.settle()
+    told = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(told, PrepareConfig)
+    assert told.stages[1].reward_stage is None
+    assert told.stages[1].verifier == Verifier.model_validate(verifier)
+    for role in ("prepare", "one"):
+        made.succeed(role)
+        made.settle()
+    config = STAGE_CONFIG.validate_python(made.config("policy"))
+    assert isinstance(config, TrainConfig)
+    assert config.model is not None
+    assert (config.reference, config.reward) == (config.model, None)
+    assert config.ppo == told.stages[1].ppo
 
 
 def test_lora_of_defaults_and_stage_goes_to_prepare_and_trainer() -> None:

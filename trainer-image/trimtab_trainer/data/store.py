@@ -15,6 +15,7 @@ All of it is plain numpy and JSON, so other programs can read it too:
 | `PLAN.segments.npy` | int64 [S, 3]: (record, first token within the record, tokens) |
 | `PLAN.rows.npy` | int64 [R+1]: row i holds the segments [rows[i], rows[i+1]) |
 | `PLAN.loss.npy` | int64 [R+1]: loss-bearing tokens of all rows before row i |
+| `references.json` | of each record, what a verifier of `ppo` compares the answer with |
 | `pretraining-mix/` | the same files for the data whose gradients `ppo` adds, if it does |
 
 PLAN is `epoch-0000`, `epoch-0001`, …, `validation` or `task-NAME`. Segments of a row are isolated from each other
@@ -51,6 +52,7 @@ VALIDATION = "validation"
 PRETRAINING_MIX = "pretraining-mix"
 """Folder of the data whose gradients `ppo` adds: like its parent, with one plan of all updates' rows."""
 _TASK = "task-"
+_REFERENCES = "references.json"
 
 
 def epoch_name(epoch: int) -> str:
@@ -242,6 +244,11 @@ def write_plan(folder: Path, name: str, plan: RowPlan, store: TokenStore) -> Non
     np.save(folder / f"{name}.loss.npy", cumulative[plan.rows])
 
 
+def write_references(folder: Path, references: list[str]) -> None:
+    """Write what a verifier compares the answer to each record with."""
+    (folder / _REFERENCES).write_text(json.dumps(references, ensure_ascii=False), encoding="utf-8")
+
+
 def write_info(folder: Path, info: PreparedInfo) -> None:
     """Write `info.json`."""
     (folder / "info.json").write_text(info.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
@@ -279,6 +286,12 @@ class PreparedData:
         """The data whose gradients `ppo` adds, if it does."""
         folder = self.folder / PRETRAINING_MIX
         return PreparedData(folder) if folder.is_dir() else None
+
+    @cached_property
+    def references(self) -> list[str]:
+        """Of each record, what a verifier compares the answer with."""
+        references: list[str] = json.loads((self.folder / _REFERENCES).read_bytes())
+        return references
 
     def rows(self, plan: PlanName) -> int:
         """Number of rows of a plan."""

@@ -14,12 +14,16 @@ from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.experience import Models
 from trimtab_trainer.engine.loop import Loop
 from trimtab_trainer.engine.lora import adapter_off
-from trimtab_trainer.engine.model import frozen, load_reference, load_scorer
+from trimtab_trainer.engine.model import frozen, load_critic, load_reference, load_scorer
+from trimtab_trainer.engine.networks import Scorer
 from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise, Ranked, RecordedPairwise
 from trimtab_trainer.engine.ppo import PpoLoop
 from trimtab_trainer.engine.reference import Recorder
+from trimtab_trainer.engine.reward import Reward, RewardModel
 from trimtab_trainer.engine.setup import Engine
+from trimtab_trainer.engine.verified import VerifiedReward
 from trimtab_trainer.errors import BadConfiguration
+from trimtab_trainer.ppo_settings import Ppo
 from trimtab_trainer.settings import Preference
 from trimtab_trainer.supervisor.fence import Fence
 
@@ -45,21 +49,38 @@ def build_loop(
         recorder = Recorder(config, group, prepared, fence, told_to_stop, beat) if is_dpo else None
         objective = build_objective(config, group, engine, recorder)
         return Loop(engine, group, prepared, config, objective, told_to_stop)
-    if config.reference is None or config.reward is None or config.ppo is None:
-        raise BadConfiguration("a ppo stage needs reference, reward and ppo", stage=config.stage)
+    if config.reference is None or config.ppo is None:
+        raise BadConfiguration("a ppo stage needs reference and ppo", stage=config.stage)
     verify = group.is_first_of_pod
-    critic, offset = load_scorer(config.reward, config.precision, verify=verify)
+    critic, reward, offset = _critic_and_reward(config, config.ppo, config.reference, prepared, group)
     if config.recipe.gradient_checkpointing:
         critic.model.gradient_checkpointing_enable({"use_reentrant": False})
-    judge, _ = load_scorer(config.reward, config.precision, verify=False)
     models = Models(
         actor=engine,
         critic=Engine(critic, config),
         reference=load_reference(config.reference, config, group.device, verify=verify),
-        reward=frozen(judge, group.device),
+        reward=reward,
         offset=offset,
     )
     return PpoLoop(models, group, prepared, config, config.ppo, told_to_stop)
+
+
+def _critic_and_reward(
+    config: TrainConfig, ppo: Ppo, start: Artifact, prepared: PreparedData, group: Group
+) -> tuple[Scorer, Reward, float]:
+    """What gives values and what scores answers, and by what their scales differ.
+
+    With a verifier the critic starts from the stage's own weights and the value 0.
+    """
+    verify = group.is_first_of_pod
+    if ppo.verifier is not None:
+        critic = load_critic(start, config.precision, verify=verify)
+        return critic, VerifiedReward(ppo.verifier, prepared), 0.0
+    if config.reward is None:
+        raise BadConfiguration("a ppo stage needs reward, or ppo.verifier", stage=config.stage)
+    critic, offset = load_scorer(config.reward, config.precision, verify=verify)
+    judge, _ = load_scorer(config.reward, config.precision, verify=False)
+    return critic, RewardModel(frozen(judge, group.device), offset), offset
 
 
 def build_objective(config: TrainConfig, group: Group, engine: Engine, recorder: Recorder | None = None) -> Objective:

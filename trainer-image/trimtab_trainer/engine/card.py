@@ -45,6 +45,8 @@ def write_card(
         settings["lora"] = config.lora.model_dump(mode="json", by_alias=True)
     if config.preference:
         settings["preference"] = config.preference.model_dump(mode="json", by_alias=True)
+    if config.ppo:
+        settings["ppo"] = config.ppo.model_dump(mode="json", by_alias=True, exclude_none=True)
     answers = answer_lengths.section(prepared) if config.type in COMPARING else ""
     if calibrated is not None:
         answers += calibration.section(calibrated)

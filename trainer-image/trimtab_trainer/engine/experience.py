@@ -1,4 +1,4 @@
-"""What a step of PPO learns from: sampled answers, and what its four models say of them."""
+"""What a step of PPO learns from: sampled answers, and what its models say of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab_trainer.data.store import PlanName, PreparedData
 from trimtab_trainer.engine.batches import MicroBatch, collate, in_micro_batches, rows_of_rank
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.networks import Network
-from trimtab_trainer.engine.reward import rewards
+from trimtab_trainer.engine.reward import Reward
 from trimtab_trainer.engine.rollout import Episode
 from trimtab_trainer.engine.rollout_check import RolloutCheck
 from trimtab_trainer.engine.samplers import build_sampler
@@ -26,13 +26,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Models:
-    """Actor and critic are trained; reference and reward model are frozen. `offset` is the reward model's."""
+    """Actor and critic are trained, the reference is frozen."""
 
     actor: Engine
     critic: Engine
     reference: Network
-    reward: Network
+    reward: Reward
     offset: float
+    """What a value is less than the critic's score: the offset of the reward model that it starts from, or 0."""
 
 
 @dataclass
@@ -50,13 +51,13 @@ class Experience:
     """V of the state before each action, by the critic before the step."""
     entropy: torch.Tensor
     score: torch.Tensor
-    """fp32 scalar: the reward model's, or that of a missing end."""
+    """fp32 scalar: the reward, or that of a missing end."""
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class Judge:
-    """Samples answers and puts them through all four models, in micro-batches of the stage's size."""
+    """Samples answers and puts them through all models, in micro-batches of the stage's size."""
 
     def __init__(
         self, models: Models, group: Group, prepared: PreparedData, config: TrainConfig, rollout: Rollout
@@ -127,7 +128,6 @@ class Judge:
         reference, _ = models.reference(batch)
         values = self.values(models.critic.outputs(batch), batch)
         ended = torch.tensor([episode.ended for episode in episodes], dtype=torch.bool, device=values.device)
-        scores = rewards(models.reward, models.offset, batch)
-        scores = missing_end_scores(scores, ended, self._rollout.missing_end_reward)
+        scores = missing_end_scores(models.reward(episodes, batch), ended, self._rollout.missing_end_reward)
         parts = [part.split(list(batch.loss_tokens)) for part in (log_probs, weights, reference, values, entropies)]
         return [Experience(*each) for each in zip(episodes, *parts, scores, strict=True)]

@@ -14,7 +14,7 @@ from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine.lora import add_adapter
 from trimtab_trainer.engine.networks import LanguageModel, Network, Scorer
 from trimtab_trainer.engine.quantized import size
-from trimtab_trainer.engine.reward import add_head, read_offset
+from trimtab_trainer.engine.reward import add_head, add_zero_head, read_offset
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import Precision
 from trimtab_trainer.volumes import local_path
@@ -87,6 +87,14 @@ def load_scorer(artifact: Artifact, precision: Precision, *, verify: bool) -> tu
     disable_dropout(model)
     model.config.use_cache = False
     return Scorer(model), read_offset(folder)
+
+
+def load_critic(artifact: Artifact, precision: Precision, *, verify: bool) -> Scorer:
+    """A language model's weights with a head of zeros and dropout off, on the CPU."""
+    model = add_zero_head(_verified(artifact, verify=verify), dtype=DTYPES[precision], **_LOADING)
+    disable_dropout(model)
+    model.config.use_cache = False
+    return Scorer(model)
 
 
 def frozen(network: Network, device: torch.device) -> Network:

@@ -15,8 +15,9 @@ processes, z the ZeRO stage (bf16 runs 0 as 1), s = 8 T of AdamW, 0 of SGD; B = 
 
     head            chunks of logits, 12 bytes each, and the head's gradient, V h (4 + c), but 0 for an adapter
     reference       c P: `dpo` that asks it in each step; an adapter's is the frozen model
-    ppo             the critic's between-steps part and gradients again, reference and reward model c P each, and while
-                    sampling keys and values of all layers, 2 c k L a token, and 28 V bytes of logits a row
+    ppo             the critic's between-steps part and gradients again, reference and reward model c P each (a
+                    verifier has no weights), and while sampling keys and values of all layers, 2 c k L a token, and
+                    28 V bytes of logits a row
 
 On an accelerator publishing takes host memory, and so does loading: each process reads the weights on the CPU first.
 """
@@ -100,7 +101,7 @@ def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activati
     if stage.type is StageType.DPO and not adapter and recipe.epochs == 1:
         frozen = whole
     if stage.type is StageType.PPO:
-        frozen = 2 * whole
+        frozen = whole if stage.verifier else 2 * whole
         critic = engine_memory(stage, shape.parameters, shape.parameters)
         sampling = rows * (row * 2 * width * shape.key_value * shape.layers + 28 * shape.vocabulary)
     heap = 1 if stage.accelerator else HEAP

@@ -16,6 +16,7 @@ from trimtab_trainer.data.files import DataFile, Row, Rows, read_rows
 from trimtab_trainer.data.formats import open_rows
 from trimtab_trainer.data.mixture import EXAMPLES_STREAM, POOL_STREAM, TEMPLATE_STREAM
 from trimtab_trainer.data.records import Conversation, InvalidRecord, Record, Wordings
+from trimtab_trainer.data.references import reference_of
 from trimtab_trainer.data.tasks import TaskTemplates
 from trimtab_trainer.errors import BadData
 from trimtab_trainer.prepare.sources import DataSet
@@ -36,11 +37,13 @@ class Recognised:
         formats: of each file, by its number.
         records: how many each file gave.
         examples: file number and line of the records that can be few-shot examples of others.
+        references: by file number and line, what a verifier compares the answer with; whoever stores it takes it out.
     """
 
     formats: dict[int, str] = field(default_factory=dict)
     records: Counter[int] = field(default_factory=Counter)
     examples: set[tuple[int, int]] = field(default_factory=set)
+    references: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class _Source:
         self._text_too = source.running_text or not source.in_mixture
         self._wordings = wording_count(stage, number)
         self._few_shot = source.few_shot
+        self._verifier = stage.verifier
 
     def records(self) -> Iterator[Item]:
         """All records with their places."""
@@ -132,6 +136,9 @@ class _Source:
         if isinstance(found.row, InvalidRecord):
             return found.row
         try:
+            if self._verifier is not None:
+                place = (found.place.file, found.place.line)
+                self._recognised.references[place] = reference_of(found.row, self._verifier)
             if self._templates is None and examples is None:
                 return found.convert(found.row, 0)
             made = [self._conversation(found, found.row, each, examples) for each in range(self._wordings)]

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from trimtab_trainer import manifest
+from trimtab_trainer.algorithms.verifier import build_check
 from trimtab_trainer.config import DataSource, PreparedStage, PrepareStage, StageType
 from trimtab_trainer.data.encode import EncoderSettings
 from trimtab_trainer.data.records import InvalidRecord, texts_of
@@ -96,6 +97,8 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
         _check_quantization(stage)
     if stage.ppo:
         check_rollout(stage.ppo.rollout, stage.name, accelerator=stage.accelerator)
+    if stage.verifier:
+        build_check(stage.verifier)
     sets = fetch_all(sources_of(stage), scratch / "data")
     mixed = fetch_all(stage.pretraining_mix, scratch / "mix")
     note = prepared / "by-input" / f"{_input_key(stage, origin, sets, mixed)}.json"
@@ -252,6 +255,7 @@ def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], mix
         "mixture": [source.model_dump(mode="json", include=_SOURCE_KEYS) for source in sources_of(stage)],
         "data": [data.identity() for data in sets],
         "answer": stage.max_new_tokens,
+        "verifier": stage.verifier.model_dump(mode="json") if stage.verifier else None,
         "pretraining_mix": _mix_key(stage, mixed) if mixed else None,
         "tokenizer": tokenizer_digest(origin.tokenizer) if origin.tokenizer else None,
         "train": origin.train.model_dump(mode="json") if origin.train else None,

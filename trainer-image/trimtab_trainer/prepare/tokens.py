@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trimtab_trainer.config import COMPARING, PrepareStage, StageType
 from trimtab_trainer.data.encode import Encoded, EncoderSettings, Place, Result, encode_all
 from trimtab_trainer.data.records import DropCause, InvalidRecord
-from trimtab_trainer.data.store import Int64, TokenStore, TokenWriter
+from trimtab_trainer.data.store import Int64, TokenStore, TokenWriter, write_references
 from trimtab_trainer.errors import BadData
 from trimtab_trainer.prepare.reading import Recognised, read_all
 from trimtab_trainer.prepare.rejects import Rejects
@@ -49,6 +49,7 @@ def tokenize(
     recognised = Recognised()
     by_set = [array("q") for _ in sets]
     examples = [array("b") for _ in sets]
+    references: list[str] = []
     truncated = 0
     with TokenWriter(folder, vocabulary) as writer:
         for data in sets:
@@ -59,7 +60,11 @@ def tokenize(
             first, *_ = [writer.append(text.ids, text.loss_mask, place.file, place.line, text.label) for text in texts]
             by_set[place.source].append(first)
             examples[place.source].append((place.file, place.line) in recognised.examples)
+            if stage.verifier is not None:
+                references.append(recognised.references.pop((place.file, place.line)))
             truncated += cut
+    if references:
+        write_references(folder, references)
     for data, records in zip(sets, by_set, strict=True):
         if not records:
             dropped = f" ({rejects.dropped} dropped, first {rejects.first})" if rejects.dropped else ""
