@@ -243,6 +243,9 @@ REFUSED = (
         ("spec.stages[1].ppo.verifier.exactMatch", "answerPattern must be a regular expression in RE2's syntax"),
     ),
     Refused(
+        "a schema that is none", _verified(jsonSchema={"schema": "object"}), ("spec.stages[1].ppo.verifier.jsonSchema",)
+    ),
+    Refused(
         "a tolerance below 0",
         _verified(numericAnswer={"absoluteTolerance": -1}),
         ("spec.stages[1].ppo.verifier.numericAnswer.absoluteTolerance",),

@@ -5,7 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -59,6 +59,12 @@ class RegularExpression(Contract):
     pattern: Pattern
 
 
+class JsonSchema(Contract):
+    """The answer is one JSON document that the schema admits; there is no reference."""
+
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
 class NumericAnswer(Contract):
     """The last number of the answer is that of the reference."""
 
@@ -73,6 +79,7 @@ class Verifier(Contract):
 
     exact_match: ExactMatch | None = None
     regular_expression: RegularExpression | None = None
+    json_schema: JsonSchema | None = None
     numeric_answer: NumericAnswer | None = None
 
     @property

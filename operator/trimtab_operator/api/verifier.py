@@ -16,7 +16,7 @@ from trimtab_trainer.verifier_settings import (
     RelativeTolerance,
 )
 
-VERIFIERS = ("exactMatch", "regularExpression", "numericAnswer")
+VERIFIERS = ("exactMatch", "regularExpression", "jsonSchema", "numericAnswer")
 
 
 def _compiles(field: str) -> dict[str, Any]:
@@ -47,6 +47,16 @@ class RegularExpression(ApiModel):
     pattern: Pattern
 
 
+class JsonSchema(ApiModel):
+    """The answer is one JSON document that the schema admits; there is no reference."""
+
+    schema_: dict[str, Any] = Field(
+        alias="schema",
+        description="JSON Schema of any draft, 2020-12 without $schema. Nothing is fetched: $ref stays inside.",
+        json_schema_extra={"type": "object", "maxProperties": 64, "x-kubernetes-preserve-unknown-fields": True},
+    )
+
+
 class NumericAnswer(ApiModel):
     """The last number of the answer is the last one of the reference."""
 
@@ -72,6 +82,7 @@ class Verifier(ApiModel):
 
     exact_match: ExactMatch | None = Field(default=None, description="The answer is the reference.")
     regular_expression: RegularExpression | None = Field(default=None, description="The answer matches.")
+    json_schema: JsonSchema | None = Field(default=None, description="The answer is JSON that the schema admits.")
     numeric_answer: NumericAnswer | None = Field(
         default=None, description="The answer's last number is that of the reference."
     )

@@ -52,7 +52,8 @@ def _policy(**ppo: Any) -> Object:
 
 def _verified(kind: str) -> Object:
     """A policy whose answers a program judges."""
-    made = _policy(verifier={kind: {"pattern": "."} if kind == "regularExpression" else {}})
+    needed = {"regularExpression": {"pattern": "."}, "jsonSchema": {"schema": {"type": "object"}}}
+    made = _policy(verifier={kind: needed.get(kind, {})})
     del made["spec"]["stages"][-1]["ppo"]["rewardFrom"]
     return made
 
@@ -78,7 +79,7 @@ BASES = {
         job(_CONFIG, "reward", last={"from": "casex", **_validated("reward")}),
         _policy(),
         _policy(validation={"data": _DATA}),
-        *(_verified(kind) for kind in ("exactMatch", "regularExpression", "numericAnswer")),
+        *(_verified(kind) for kind in ("exactMatch", "regularExpression", "jsonSchema", "numericAnswer")),
         _policy(rollout={"engine": "vllm", "vllm": {"sleep": True}}),
         _policy(pretrainingMix={"data": _DATA, "coefficient": 1}),
         job({"config": {"model_type": "llama"}, "tokenizer": {"uri": "pvc://models/tokenizer"}}, "pretrain"),

@@ -110,6 +110,56 @@ def test_regular_expression(answer: str, pattern: str, expected: bool) -> None:
     assert right("regularExpression", answer, pattern=pattern) is expected
 
 
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": r"^\p{L}+$"},
+        "age": {"type": "integer", "multipleOf": 0.5},
+        "friends": {"type": "array", "items": {"$ref": "#"}},
+    },
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ('{"name": "Ada"}', True),
+        (' {"name": "Ada", "age": 36, "friends": [{"name": "Ägir"}]}\n', True),
+        ('{"name": "Ada", "friends": [{"age": 4}]}', False),
+        ('{"name": "A1"}', False),
+        ('{"name": "Ada", "age": 36.5}', False),
+        ('{"name": "Ada", "more": 1}', False),
+        ('```json\n{"name": "Ada"}\n```', False),
+        ('{"name": "Ada"} {"name": "Ada"}', False),
+        ("Ada", False),
+        ("", False),
+        ('{"name": "Ada", "age": NaN}', False),
+        ('{"name": "Ada", "age": Infinity}', False),
+        (f'{{"name": "Ada", "age": {"9" * 400}}}', False),  # larger than a float
+        (f'{{"name": "Ada", "age": {"9" * 5000}}}', False),  # larger than Python reads
+        ('{"name": "Ada", "age": 1e999}', False),
+        ("[" * 100_000, False),
+        ('{"friends": [' * 500 + "]}" * 500, False),
+    ],
+)
+def test_json_schema(answer: str, expected: bool) -> None:
+    for dialect in ({}, {"$schema": "http://json-schema.org/draft-07/schema#"}):
+        assert right("jsonSchema", answer, schema={**dialect, **PERSON}) is expected
+
+
+def test_no_schema_takes_more_than_linear_time() -> None:
+    """Wherever the expression stands: `$ref` makes the library choose its validator anew."""
+    slow = {"type": "string", "pattern": "^(a+)+$"}
+    text = f'"{"a" * 50_000}!"'
+    for dialect in ("https://json-schema.org/draft/2020-12/schema", "http://json-schema.org/draft-07/schema#"):
+        schema = {"$schema": dialect, **slow, "items": {"$ref": "#"}}
+        assert not right("jsonSchema", text, schema=schema)
+        assert not right("jsonSchema", f"[{text}]", schema={**schema, "type": ["array", "string"]})
+        assert not right("jsonSchema", text, schema={"$schema": dialect, "anyOf": [slow, {"not": {"not": slow}}]})
+
+
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "^(([a-z])+.)+[A-Z]([a-z])+$", "(x+x+)+y"])
 def test_no_expression_takes_more_than_linear_time(pattern: str) -> None:
     """Each takes a backtracking engine longer than the universe is old."""
@@ -124,5 +174,6 @@ def test_whatever_is_written_gets_a_verdict(answer: str, reference: str) -> None
         "exactMatch": {"answerPattern": "(?P<answer>[0-9]+)"},
         "numericAnswer": {"relativeTolerance": 0.1},
         "regularExpression": {"pattern": "[a-z]+[0-9]"},
+        "jsonSchema": {"schema": PERSON},
     }.items():
         assert right(kind, answer, reference, **settings) in (True, False)

@@ -172,6 +172,43 @@ EXPRESSIONS = {
 }
 
 
+SCHEMAS: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown type": ({"type": "text"}, r"\.type: 'text' is not valid .*; correct the schema$"),
+    "an unknown type below": (
+        {"properties": {"a": {"type": "text"}}},
+        r"\.properties\.a\.type: 'text' is not valid .*; correct the schema$",
+    ),
+    "another program's": ({"$schema": "https://example.com/mine"}, r": \$schema 'https://\S+' is no draft of JSON"),
+    "a broken expression": ({"items": {"pattern": "(a"}}, rf": pattern: .*missing \): \(a; {LINEAR}"),
+    "another file": ({"$ref": "https://example.com/schema"}, r": \$ref '.*' leads outside of it; copy what it names"),
+    "a file below": ({"properties": {"a": {"$ref": "other.json"}}}, r": \$ref 'other.json' leads outside"),
+    "nowhere": ({"items": {"$ref": "#/$defs/a"}}, r": \$ref '#/\$defs/a' leads nowhere; correct it$"),
+    "itself": ({"$ref": "#"}, r": \$ref '#' leads to itself without an end; have it pass a property or an item$"),
+    "itself in turns": (
+        {
+            "properties": {"a": {"$ref": "#/$defs/a"}},
+            "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"not": {"$ref": "#/$defs/a"}}},
+        },
+        r": \$ref '#/\$defs/\w' leads to itself without an end",
+    ),
+    "names by expression": ({"patternProperties": {"(a+)+": {}}}, r": patternProperties is not supported here; name"),
+    "two drafts": (
+        {"items": {"$schema": "http://json-schema.org/draft-07/schema#"}},
+        r": \$schema is not supported here; give it at the top only$",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SCHEMAS)
+def test_a_verifiers_broken_schema_is_refused(tmp_path: Path, what: str) -> None:
+    schema, message = SCHEMAS[what]
+    verifier = {"jsonSchema": {"schema": schema}}
+    chat, policy = after_sft(tmp_path, [{"prompt": "What?"}] * 3, "ppo", ppo={**SHORT, "verifier": verifier})
+    with pytest.raises(BadConfiguration, match=rf"^stage next: ppo\.verifier\.jsonSchema\.schema{message}") as caught:
+        run(tmp_path / "root", chat, policy)
+    assert caught.value.stage == "next"
+
+
 @pytest.mark.parametrize("what", EXPRESSIONS)
 def test_a_verifiers_broken_expression_is_refused(tmp_path: Path, what: str) -> None:
     kind, field, expression, message = EXPRESSIONS[what]

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import kubernetes_validate
+import pytest
 from tests.unit.finetunejob.world import World, spec, stage
 
 from trimtab_operator.core.kube import Ref
@@ -269,15 +270,19 @@ def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
     )
 
 
-def test_ppo_with_a_verifier_waits_for_no_reward_model() -> None:
-    verifier = {"numericAnswer": {"field": "target", "answerPattern": "#### (?P<answer>.*)", "relativeTolerance": 0.01}}
+NUMBER = {"numericAnswer": {"field": "target", "answerPattern": "#### (?P<answer>.*)", "relativeTolerance": 0.01}}
+DOCUMENT = {"jsonSchema": {"schema": {"properties": {"a_b": {"enum": [None, 1.5]}, "aB": {"const": None}}}}}
+
+
+@pytest.mark.parametrize("verifier", [NUMBER, DOCUMENT])
+def test_ppo_with_a_verifier_waits_for_no_reward_model(verifier: dict[str, Any]) -> None:
     learning = {"verifier": verifier, "prompts": [{"uri": "pvc://models/prompts.jsonl"}]}
     made = World(spec(stage("one"), {"name": "policy", "from": "one", "ppo": learning}))
     made.settle()
     told = STAGE_CONFIG.validate_python(made.config("prepare"))
     assert isinstance(told, PrepareConfig)
     assert told.stages[1].reward_stage is None
-    assert told.stages[1].verifier == Verifier.model_validate(verifier)
+    assert told.stages[1].verifier == Verifier.model_validate(verifier), "nulls of a schema included"
     for role in ("prepare", "one"):
         made.succeed(role)
         made.settle()

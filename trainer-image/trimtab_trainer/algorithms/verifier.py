@@ -24,16 +24,23 @@ def build_check(verifier: Verifier) -> Check:
     """The check that a verifier asks for.
 
     Raises:
-        BadConfiguration: an expression is not valid.
+        BadConfiguration: an expression or a schema is not valid.
     """
     if verifier.exact_match is not None:
         return _exact_match(verifier.exact_match)
     if verifier.numeric_answer is not None:
         return _numeric_answer(verifier.numeric_answer)
+    if verifier.json_schema is not None:
+        from trimtab_trainer.algorithms.json_schema import schema_check  # few stages need the library
+
+        admits = schema_check(verifier.json_schema.schema_)
+        return lambda answer, _: admits(answer)
     if verifier.regular_expression is not None:
         expression = Expression(verifier.regular_expression.pattern, "ppo.verifier.regularExpression.pattern")
         return lambda answer, _: expression.is_found(answer)
-    raise BadConfiguration("ppo.verifier is empty; set one of exactMatch, regularExpression and numericAnswer")
+    raise BadConfiguration(
+        "ppo.verifier is empty; set one of exactMatch, regularExpression, jsonSchema and numericAnswer"
+    )
 
 
 def last_number(text: str) -> Decimal | None:
