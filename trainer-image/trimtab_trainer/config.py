@@ -181,7 +181,9 @@ class PrepareStage(Contract):
     zero_stage: ZeroStage = 0
     world_size: int = 1
     accelerator: bool = False
-    """Whether the stage's pods ask for accelerators; the estimate of the time depends on it."""
+    """Whether the stage's pods ask for accelerators; the estimates depend on it."""
+    process_memory_bytes: int | None = None
+    """What a process may take: its accelerator's memory, or its part of the pod's; absent: not known."""
 
     @property
     def max_new_tokens(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -27,16 +28,25 @@ def linear_sizes(model: PreTrainedModel) -> dict[str, int]:
 
     LoRA of rank r adds r times such a sum of parameters.
     """
+    return _summed(model, sum)
+
+
+def linear_weights(model: PreTrainedModel) -> dict[str, int]:
+    """Weights of the same layers, summed alike."""
+    return _summed(model, math.prod)
+
+
+def _summed(model: PreTrainedModel, measure: Callable[[Sequence[int]], int]) -> dict[str, int]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     heads = (model.get_output_embeddings(), getattr(model, "score", None))
-    sizes: dict[str, int] = {}
+    found: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module not in heads:
             last = name.rpartition(".")[2]
-            sizes[last] = sizes.get(last, 0) + sum(module.weight.shape)
-    return sizes
+            found[last] = found.get(last, 0) + measure(module.weight.shape)
+    return found
 
 
 def choose_targets(lora: Lora, available: Collection[str]) -> list[str]:

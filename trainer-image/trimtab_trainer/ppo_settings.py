@@ -98,6 +98,10 @@ CPU_ROLLOUT_CACHE_BYTES = 2**30
 """vLLM's key-value cache in each process that has no GPU; pages that no token needs stay untouched."""
 
 
+GPU_SHARE = 0.3
+"""Of each GPU's memory for vLLM, by default."""
+
+
 class Vllm(Contract):
     """Of sampling with vLLM."""
 

@@ -179,6 +179,12 @@ TRAINER = (
         "Exit 70: vLLM samples with other weights than those in training, by the log-probabilities of its tokens.",
         "Set ppo.rollout.engine: transformers, and report it with the rank's log.",
     ),
+    Reason(
+        "DoesNotFit",
+        "Exit 64: prepare's estimate of a process's memory is above `acceleratorMemory`, or, without "
+        "accelerators, above its part of `resources.limits.memory`.",
+        "Set what the message names.",
+    ),
     Reason("OutOfMemory", "Exit 70: an accelerator ran out of memory.", "Lower microBatchSize or raise zeroStage."),
     Reason("InternalError", "Exit 70: a fault that nobody foresaw.", "Report it with the stack in the pod's log."),
     Reason("PeerLost", "A process lost another one. Retried.", "See the log of the pod that ended first."),

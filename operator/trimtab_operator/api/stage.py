@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trimtab_operator.api.base import ApiModel, StageName, rules
+from trimtab_operator.api.base import ApiModel, Quantity, StageName, rules
 from trimtab_operator.api.data import (
     DataSource,
     DataSources,
@@ -144,6 +144,11 @@ class StageDefaults(PodShape):
     )
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
         default=None, description="Training processes in each pod; by default the accelerators in resources, else 1."
+    )
+    accelerator_memory: Quantity | None = Field(
+        default=None,
+        description="Memory of each accelerator; prepare refuses a stage that needs more, and names the setting that "
+        "would make it fit. Absent: not checked. Without accelerators the limit is that of resources.",
     )
     retries: Annotated[int, Field(ge=0, le=100)] | None = Field(
         default=None, description="Failed attempts before the stage fails; 3 by default. Preemption is free."

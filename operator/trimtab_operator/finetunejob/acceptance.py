@@ -160,6 +160,8 @@ def _misfit(stage: Effective) -> str | None:
             f"train.learningRate {recipe.learning_rate:g}"
         )
     devices = accelerators(stage.stage)
+    if stage.stage.accelerator_memory and not devices:
+        return "acceleratorMemory is set, but resources.limits has no accelerators"
     if devices and stage.processes > devices:
         return f"processesPerNode is {stage.processes}, but resources.limits has {devices} accelerators"
     if (asked := stage.stage.resources) is not None:

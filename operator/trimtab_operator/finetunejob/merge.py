@@ -82,6 +82,15 @@ def accelerators(stage: Stage) -> int:
     return sum(int(number(value)) for name, value in limits.items() if name.startswith(_ACCELERATORS))
 
 
+def process_memory(stage: Effective) -> int | None:
+    """Bytes that a training process may take: of its accelerator, or its part of the pod's; None where no limit is."""
+    asked = stage.stage.accelerator_memory
+    if accelerators(stage.stage):
+        return int(number(asked)) if asked else None
+    limit = ((stage.stage.resources and stage.stage.resources.limits) or {}).get("memory")
+    return math.floor(number(limit) / stage.processes) if limit else None
+
+
 def _effective(stage: Stage) -> Effective:
     task = stage.task
     if task is None:

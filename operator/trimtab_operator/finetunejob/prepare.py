@@ -8,7 +8,7 @@ from trimtab_operator.api.finetunejob import FineTuneJob
 from trimtab_operator.api.stage import Dpo, Ppo, Pretrain, Reward, Sft, Task
 from trimtab_operator.api.status import ArtifactStatus
 from trimtab_operator.core.podtemplate import SECRETS_PATH
-from trimtab_operator.finetunejob.merge import Effective, accelerators
+from trimtab_operator.finetunejob.merge import Effective, accelerators, process_memory
 from trimtab_trainer.config import (
     BaseModelSource,
     DataSource,
@@ -73,6 +73,7 @@ def _stage(stage: Effective) -> PrepareStage:
         zero_stage=stage.zero_stage,
         world_size=stage.nodes * stage.processes,
         accelerator=accelerators(stage.stage) > 0,
+        process_memory_bytes=process_memory(stage),
         **given,
     )
 

@@ -51,6 +51,13 @@ def test_memory_of_the_optimiser_by_hand() -> None:
     assert _bytes(row=small, precision="bf16", zeroStage=2, worldSize=4) == 2_000 + 3_000 + max(4_000, 1_000 + 7_000)
 
 
+def test_zero_3_updates_a_part_at_a_time() -> None:
+    """Of 7e9 weights on 2, 3.5e9 each: the flat gradients and temporaries of 1e9 of them."""
+    engine = engine_memory(_stage(zeroStage=3, worldSize=2, precision="bf16"), 7 * 10**9, 7 * 10**9)
+    assert engine.update == 12e9
+    assert engine_memory(_stage(zeroStage=2, worldSize=2, precision="bf16"), 7 * 10**9, 7 * 10**9).update == 16 * 3.5e9
+
+
 def test_memory_with_references_by_hand() -> None:
     plain = _bytes(type="sft")
     assert _bytes(type="dpo") == plain + 4_000
@@ -66,6 +73,33 @@ def test_memory_of_an_adapter_by_hand() -> None:
     assert _bytes(shape, lora={"rank": 2}, type="dpo") == 4_800 + 1_600 + 21_000 + 4_800, "no second copy"
     with pytest.raises(BadConfiguration, match="no linear layer named v_proj; they have down_proj, q_proj"):
         _bytes(shape, lora={"targets": ["v_proj"]})
+
+
+def test_memory_of_4_bits_by_hand() -> None:
+    shape = SHAPE.model_copy(update={"adaptable": {"q_proj": 40}, "linear": {"q_proj": 400, "v_proj": 100}})
+    plain = _bytes(shape, lora={"rank": 2, "targets": ["q_proj"]})
+    # 400 weights at 0.516 bytes in place of 4, and one of the two layers' whole while it is used
+    assert plain - _bytes(shape, lora={"rank": 2, "targets": ["q_proj"], "quantization": "nf4"}) == round(
+        400 * 3.484 - 800
+    )
+
+
+def test_memory_of_ppo_with_its_average_and_vllm_by_hand() -> None:
+    plain = {"type": "ppo", "recipe": {"globalBatchSize": 6, "microBatchSize": 2, "optimizer": "sgd"}}
+    base = _bytes(**plain, ppo={})
+    assert _bytes(**plain, ppo={"ema": {}}) == base, "in host memory"
+    on_cpu = {**plain, "accelerator": False}
+    assert _bytes(**on_cpu, ppo={"ema": {}}) - _bytes(**on_cpu, ppo={}) == 4_000
+    vllm = {"engine": "vllm"}
+    # the accelerator's memory is not known: weights, and keys and values of 6 answers: 8 tokens * 8 bytes * 4 * 2
+    assert _bytes(**plain, ppo={"rollout": vllm}) == base + 4_000 + 6 * 8 * 8 * 4 * 2
+    known = {**plain, "processMemoryBytes": 10**6}
+    assert _bytes(**known, ppo={"rollout": vllm}) == base + 300_000, "its share of 0.3"
+    half = {"gpuMemoryUtilization": 0.5}
+    assert _bytes(**known, ppo={"rollout": {**vllm, "vllm": half}}) == base + 500_000
+    asleep = _bytes(**known, ppo={"rollout": {**vllm, "vllm": {**half, "sleep": True}}})
+    # it is awake when nothing learns: between steps twice weights and an update's gradients that wait; no states of SGD
+    assert base < asleep < base + 500_000
 
 
 def test_publishing_takes_memory_of_the_cpu() -> None:

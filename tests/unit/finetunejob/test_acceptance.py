@@ -68,6 +68,11 @@ def data(uri: str) -> dict[str, Any]:
             "resources.requests memory 2Gi is above its limit 1Gi",
         ),
         (
+            spec(stage(resources={"limits": {"memory": "1Gi"}}, acceleratorMemory="80Gi")),
+            "InvalidStage",
+            "acceleratorMemory is set, but resources.limits has no accelerators",
+        ),
+        (
             spec(defaults={"lora": {"rank": 8}}),
             "InvalidStage",
             "stage one: lora of defaults adapts a model, and this stage starts from random weights",

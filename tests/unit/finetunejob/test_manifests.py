@@ -99,6 +99,22 @@ def test_prepare_claims_no_accelerator_and_alone_gets_the_secrets() -> None:
     assert "secret" not in json.dumps(pod_of(made, "one"))
 
 
+def test_prepare_knows_the_memory_of_a_process() -> None:
+    """That of its accelerator, or its part of the pod's."""
+    gpus = {"limits": {"nvidia.com/gpu": 2, "memory": "8Gi"}}
+    stages = [
+        stage("one", resources=gpus, acceleratorMemory="80Gi"),
+        stage("two", resources=gpus),
+        stage("three", resources={"limits": {"memory": "8Gi"}}, processesPerNode=2),
+        stage("four"),
+    ]
+    made = World(spec(*stages))
+    made.settle()
+    told = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(told, PrepareConfig)
+    assert [each.process_memory_bytes for each in told.stages] == [80 * 2**30, None, 4 * 2**30, None]
+
+
 def test_training_pods_are_restricted_offline_and_find_each_other() -> None:
     made = world()
     for role in ("prepare", "one"):

@@ -149,6 +149,11 @@ class RowPlan:
         """Tokens of all rows."""
         return int(self.segments[:, 2].sum())
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(np.add.reduceat(self.segments[:, 2], self.rows[:-1]).max())
+
 
 class TokenWriter:
     """Writes records to `folder` as they come; memory is constant a token (40 bytes a record)."""

@@ -23,7 +23,7 @@ from trimtab_trainer.engine.model import DTYPES
 from trimtab_trainer.engine.rollout import Episode, episode, random_key
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import BadConfiguration, TrainingFailed
-from trimtab_trainer.ppo_settings import CPU_ROLLOUT_CACHE_BYTES, Rollout
+from trimtab_trainer.ppo_settings import CPU_ROLLOUT_CACHE_BYTES, GPU_SHARE, Rollout
 from trimtab_trainer.rollout_limits import check_rollout
 from trimtab_trainer.volumes import local_path
 
@@ -32,8 +32,6 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
 }
-GPU_SHARE = 0.3
-"""Of each GPU's memory, by default."""
 _ON_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are the stage's to set
     "TORCH_COMPILE_DISABLE": "1",  # eager mode leaves functions compiled, and the first answer waits for them

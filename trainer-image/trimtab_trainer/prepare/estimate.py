@@ -7,15 +7,17 @@ of `FLOPS` for each process. P parameters, A those of the adapter, L layers, h h
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.prepare.memory import adapter_size, process_memory
 from trimtab_trainer.prepare.shape import ModelShape
 from trimtab_trainer.settings import Precision
+
+if TYPE_CHECKING:
+    from trimtab_trainer.prepare.activations import Activations
 
 FLOPS = {
     (True, Precision.BF16): 4.0e14,  # 40 % of an H200's dense bf16 peak of 989 TFLOP/s
@@ -26,39 +28,30 @@ FLOPS = {
 """Sustained floating-point operations a second of one process, by (has an accelerator, precision)."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes of one process, and seconds of the whole stage."""
-
-    memory_bytes: int
-    seconds: int
-    tokens_per_second: int
-    """The speed that `seconds` assumes."""
-
-
-def estimate(
-    stage: PrepareStage, shape: ModelShape, config: Mapping[str, Any], row: int, tokens: int, mix_tokens: int = 0
-) -> Estimate:
-    """Memory of one process, and time for the tokens of all epochs.
+def memory_need(shape: ModelShape, config: Mapping[str, Any], row: int) -> Callable[[PrepareStage], int]:
+    """What gives the bytes of one process, of a stage and of variants of it.
 
     Args:
-        stage: what is asked for.
-        shape: of its model.
+        shape: of the stage's model.
         config: the model's whole configuration.
         row: tokens of the longest row.
-        tokens: of all steps.
-        mix_tokens: those of a pretraining mix, which are beside.
     """
     from trimtab_trainer.prepare.activations import count_activations  # imports torch
 
-    checkpointing = stage.recipe.gradient_checkpointing
-    activations = count_activations(config, stage.precision, row, checkpointing=checkpointing)
-    time = seconds(stage, shape, tokens, mix_tokens)
-    return Estimate(process_memory(stage, shape, activations, row), math.ceil(time), round(tokens / time))
+    @cache
+    def count(precision: Precision, tokens: int, checkpointing: bool) -> Activations:
+        return count_activations(config, precision, tokens, checkpointing=checkpointing)
+
+    def need(stage: PrepareStage) -> int:
+        tokens = min(row, stage.max_length)
+        activations = count(stage.precision, tokens, stage.recipe.gradient_checkpointing)
+        return process_memory(stage, shape, activations, tokens)
+
+    return need
 
 
 def seconds(stage: PrepareStage, shape: ModelShape, tokens: int, mix_tokens: int = 0) -> float:
-    """Of the whole stage."""
+    """Of the whole stage; `tokens`: of all steps, `mix_tokens`: those of a pretraining mix, which are beside."""
     forward = 2 * (shape.parameters + shape.layers * shape.hidden * stage.max_length)
     passes = 3 + stage.recipe.gradient_checkpointing + (stage.type in (StageType.DPO, StageType.PPO))
     if stage.type is StageType.PPO:

@@ -10,14 +10,19 @@ processes, z the ZeRO stage (bf16 runs 0 as 1), s = 8 T of AdamW, 0 of SGD; B = 
     backward        + the larger of: activations (on a CPU with the heap's holes) and head, with the gradients of the
                     micro-batches before;
                     and all gradients with the buckets that reduce them
-    update          + gradients, their flat copy, and two temporaries of the optimiser
+    update          + gradients, their flat copy, and two temporaries of the optimiser, z = 3: of 1e9 weights at a time
     publishing      + c P copied and c P read back for comparison, on the first process
 
     head            chunks of logits, 12 bytes each, and the head's gradient, V h (4 + c), but 0 for an adapter
     reference       c P: `dpo` that asks it in each step; an adapter's is the frozen model
+    lora.           the adapted layers' Q weights take NF4 Q in place of c Q, and one of them is whole while it is used
+    quantization
     ppo             the critic's between-steps part and gradients again, reference and reward model c P each (a
                     verifier has no weights), and while sampling keys and values of all layers, 2 c k L a token, and
                     28 V bytes of logits a row
+    ppo.ema         4 P of host memory, on the first process
+    vLLM            its share of the accelerator's memory, between rollouts too unless it sleeps; without one, and where
+                    that memory is not known, c P and the keys and values of a step's answers
 
 On an accelerator publishing takes host memory, and so does loading: each process reads the weights on the CPU first.
 """
@@ -29,6 +34,7 @@ from dataclasses import dataclass
 from trimtab_trainer.chunks import tokens_of_chunk
 from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.lora_targets import choose_targets
+from trimtab_trainer.ppo_settings import CPU_ROLLOUT_CACHE_BYTES, GPU_SHARE, RolloutEngine
 from trimtab_trainer.prepare.activations import Activations
 from trimtab_trainer.prepare.shape import ModelShape
 from trimtab_trainer.settings import Optimizer, Precision
@@ -37,11 +43,16 @@ BUCKET = 500_000_000
 """Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`)."""
 GATHERED = 1_000_000_000
 """Elements that ZeRO 3 keeps gathered (`stage3_max_live_parameters`)."""
+SUB_GROUP = 1_000_000_000
+"""Elements that ZeRO 3 updates at a time (`sub_group_size`)."""
 RUNTIME = 100 << 20
 """Bytes that a process adds beside tensors of the model: thread pools, buffers, the log."""
 HEAP = 1.4
 """On a CPU: activations of less than 32 MiB lie in the heap, and freed in another order than they were made they leave
 holes; measured on a Llama of 4 layers, 2,048 tokens, from 1.36 to 1.52."""
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight of 4 bits: blocks of 64 share a scale of 8 bits, and 256 scales one in fp32."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +82,14 @@ def engine_memory(stage: PrepareStage, parameters: int, trained: int) -> Engine:
     weights = parameters * width if zero < 3 else parameters * width / world + width * min(parameters, GATHERED)
     kept = {1: 4 * trained if bf16 else 0, 2: 0, 3: 4 * part}[zero]
     rest = weights + part * (4 + states) + kept
-    flat = 0 if bf16 and world == 1 and zero < 3 else 4 * part
+    updated = min(part, SUB_GROUP) if zero == 3 else part
+    flat = 0 if bf16 and world == 1 and zero < 3 else 4 * updated
     if zero == 1:
         gradients: float = width * trained
         return Engine(rest, gradients, gradients, gradients + flat + temporaries * part)
     reducing = 4 * part + (bucket * (8 - 4 / world) if zero == 2 else width * bucket)
     accumulated = 4 * part if zero == 2 else 0
-    return Engine(rest, accumulated, reducing, accumulated + flat + temporaries * part)
+    return Engine(rest, accumulated, reducing, accumulated + flat + temporaries * updated)
 
 
 def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activations, row: int) -> int:
@@ -96,14 +108,15 @@ def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activati
     recipe = stage.recipe
     rows = min(recipe.micro_batch_size, -(-recipe.global_batch_size // stage.world_size))
     more_than_one = recipe.global_batch_size > rows * stage.world_size
-    frozen, critic = 0.0, Engine(0, 0, 0, 0)
+    frozen, critic = -_packed(stage, shape, width), Engine(0, 0, 0, 0)
     sampling = 0.0
     if stage.type is StageType.DPO and not adapter and recipe.epochs == 1:
-        frozen = whole
+        frozen += whole
     if stage.type is StageType.PPO:
-        frozen = whole if stage.verifier else 2 * whole
+        frozen += (1 if stage.verifier else 2) * whole + _average(stage, shape)
         critic = engine_memory(stage, shape.parameters, shape.parameters)
-        sampling = rows * (row * 2 * width * shape.key_value * shape.layers + 28 * shape.vocabulary)
+        always, sampling = _sampling(stage, shape, rows, row)
+        frozen += always
     heap = 1 if stage.accelerator else HEAP
     backward = heap * rows * activations.of(shape.layers) + _head(stage, shape, rows * row, trained=not adapter)
     if more_than_one:
@@ -136,3 +149,31 @@ def _head(stage: PrepareStage, shape: ModelShape, tokens: int, *, trained: bool)
 def _publishing(shape: ModelShape, width: int, *, adapter: bool) -> float:
     """A copy of the weights, the merged ones of an adapter, and those read back."""
     return (2.15 + adapter) * shape.parameters * width
+
+
+def _packed(stage: PrepareStage, shape: ModelShape, width: int) -> float:
+    """What 4 bits save of the frozen weights, one layer unpacked."""
+    if stage.lora is None or stage.lora.quantization is None:
+        return 0
+    weights = [shape.linear[name] for name in choose_targets(stage.lora, shape.linear)]
+    return (width - NF4) * sum(weights) - width * max(weights) / shape.layers
+
+
+def _average(stage: PrepareStage, shape: ModelShape) -> float:
+    """The policy's averaged weights: in host memory."""
+    return 4 * shape.parameters if stage.ppo and stage.ppo.ema and not stage.accelerator else 0
+
+
+def _sampling(stage: PrepareStage, shape: ModelShape, rows: int, row: int) -> tuple[float, float]:
+    """What takes part of the memory all the time for the sake of sampling, and what more while it goes on."""
+    width = 2 if stage.precision is Precision.BF16 else 4
+    answer = row * 2 * width * shape.key_value * shape.layers
+    if stage.ppo is None or stage.ppo.rollout.engine is not RolloutEngine.VLLM:
+        return 0, rows * (answer + 28 * shape.vocabulary)
+    settings = stage.ppo.rollout.vllm
+    if stage.accelerator and stage.process_memory_bytes:
+        takes = (settings.gpu_memory_utilization or GPU_SHARE) * stage.process_memory_bytes
+    else:
+        cache = answer * -(-stage.recipe.global_batch_size // stage.world_size)
+        takes = shape.parameters * width + (cache if stage.accelerator else min(cache, CPU_ROLLOUT_CACHE_BYTES))
+    return (0, takes) if settings.sleep else (takes, 0)

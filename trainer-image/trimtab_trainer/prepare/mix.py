@@ -39,6 +39,7 @@ class Mix:
     info: PreparedInfo
     tokenized: Tokenized
     store: TokenStore
+    longest_row: int
 
     def counted_with(self, prompts: PreparedInfo) -> PreparedInfo:
         """The stage's information, with what was dropped or cut of the mix as well."""
@@ -91,7 +92,7 @@ def prepare_mix(
         }
     )
     write_info(folder, its_info)
-    return Mix(its_info, tokenized, store)
+    return Mix(its_info, tokenized, store, plan.longest)
 
 
 def _as_sft(stage: PrepareStage, sets: Sequence[DataSet], dropped: int) -> PrepareStage:

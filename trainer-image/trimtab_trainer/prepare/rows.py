@@ -142,7 +142,7 @@ def plan_rows(stage: PrepareStage, store: TokenStore, tokenized: Tokenized, fold
             keep_last=stage.type is StageType.PRETRAIN,
         )
         write_plan(folder, epoch_name(epoch), plan, store)
-        longest = max(longest, int(np.add.reduceat(plan.segments[:, 2], plan.rows[:-1]).max()))
+        longest = max(longest, plan.longest)
         if epoch == 0:
             records, tokens, replayed = len(texts), plan.tokens, its_replayed
         epoch_rows.append(len(plan))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trimtab_trainer.errors import BadConfiguration
-from trimtab_trainer.lora_targets import linear_sizes
+from trimtab_trainer.lora_targets import linear_sizes, linear_weights
 from trimtab_trainer.settings import Contract
 
 
@@ -21,6 +21,8 @@ class ModelShape(Contract):
     vocabulary: int
     adaptable: dict[str, int] = {}
     """Linear layers of the blocks by name, with inputs plus outputs: see `linear_sizes`."""
+    linear: dict[str, int] = {}
+    """The same layers, with their weights."""
 
 
 def model_shape(config: dict[str, Any]) -> ModelShape:
@@ -53,6 +55,7 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         feed_forward=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         vocabulary=int(text.vocab_size),
         adaptable=linear_sizes(model),
+        linear=linear_weights(model),
     )
 
 

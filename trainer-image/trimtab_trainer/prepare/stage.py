@@ -30,12 +30,13 @@ from trimtab_trainer.data.tokenizer import (
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.lora_targets import choose_targets, require_bitsandbytes
 from trimtab_trainer.ppo_settings import Ppo
-from trimtab_trainer.prepare.estimate import estimate
+from trimtab_trainer.prepare.estimate import memory_need, seconds
 from trimtab_trainer.prepare.mix import prepare_mix
 from trimtab_trainer.prepare.models import check_fit, complete_config
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
 from trimtab_trainer.prepare.reading import Recognised, read_all
 from trimtab_trainer.prepare.rejects import Rejects
+from trimtab_trainer.prepare.remedies import require_fit
 from trimtab_trainer.prepare.rows import plan_rows
 from trimtab_trainer.prepare.shape import ModelShape, model_shape
 from trimtab_trainer.prepare.sources import DataSet, fetch_all
@@ -83,7 +84,7 @@ class _Remembered(Contract):
     mix_tokens: int = 0
     """Of them, those of a pretraining mix, which are beside."""
     longest_row: int
-    """Tokens; of `ppo` with the longest answer."""
+    """Tokens; of `ppo` with the longest answer, or of its pretraining mix."""
 
 
 def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: Path) -> PreparedStage:
@@ -107,11 +108,11 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
         digest = remembered.stage.digest
         if is_intact(prepared / digest.removeprefix("sha256:"), digest):
             log.info("prepared data found again: nothing is computed", stage=stage.name, digest=digest)
-            return _report(stage, remembered, prepared, reused=True)
+            return _report(stage, origin, remembered, prepared, reused=True)
         log.warning("prepared data are gone or damaged: made again", stage=stage.name, digest=digest)
     made = _make(stage, origin, sets, mixed, prepared, fresh_folder(scratch / "draft"))
     write_atomically(note, made.model_dump_json(by_alias=True))
-    return _report(stage, made, prepared, reused=False)
+    return _report(stage, origin, made, prepared, reused=False)
 
 
 def sources_of(stage: PrepareStage) -> list[DataSource]:
@@ -190,12 +191,12 @@ def _make(
         padding_id=control.padding,
     )
     sample = _sample(sets, tokenized, store, tokenizer, shows_loss=not prompts)
-    mix_tokens = 0
+    mix_tokens, longest_row = 0, planned.longest_row
     if mixed:
         mix = prepare_mix(stage, mixed, encoder, info, draft)
         sample += "\n=== pretraining mix\n" + _sample(mixed, mix.tokenized, mix.store, tokenizer, shows_loss=True)
         info = mix.counted_with(info)
-        mix_tokens = mix.info.tokens
+        mix_tokens, longest_row = mix.info.tokens, max(longest_row, mix.longest_row)
     write_info(draft, info)
     (draft / "model_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     (draft / "sample.txt").write_text(sample, encoding="utf-8")
@@ -220,16 +221,23 @@ def _make(
         shape=shape,
         all_tokens=planned.all_tokens,
         mix_tokens=mix_tokens,
-        longest_row=planned.longest_row,
+        longest_row=longest_row,
     )
 
 
-def _report(stage: PrepareStage, made: _Remembered, prepared: Path, *, reused: bool) -> PreparedStage:
-    """The found counts with the estimate for the stage's present hardware settings, which are no part of the folder."""
+def _report(stage: PrepareStage, origin: Origin, made: _Remembered, prepared: Path, *, reused: bool) -> PreparedStage:
+    """The found counts with the estimate for the stage's present hardware settings, which are no part of the folder.
+
+    Raises:
+        BadConfiguration: it does not fit.
+    """
     folder = prepared / made.stage.digest.removeprefix("sha256:")
     config = json.loads((folder / "model_config.json").read_bytes())
-    need = estimate(stage, made.shape, config, made.longest_row, made.all_tokens, made.mix_tokens)
-    found = {"memory_bytes": need.memory_bytes, "seconds": need.seconds, "tokens_per_second": need.tokens_per_second}
+    need = memory_need(made.shape, config, made.longest_row)
+    memory, time = need(stage), seconds(stage, made.shape, made.all_tokens, made.mix_tokens)
+    require_fit(stage, memory, need, from_weights=origin.complete)
+    speed = round(made.all_tokens / time)
+    found = {"memory_bytes": memory, "seconds": math.ceil(time), "tokens_per_second": speed}
     return made.stage.model_copy(update={**found, "reused": reused})
 
 
