@@ -92,8 +92,9 @@ test-faults: setup ## Sweep crashes, faults, stale views and fields, and find de
 
 test-resume: export TRIMTAB_KILLS := 10
 test-resume: export TRIMTAB_LIVES := 2
-test-resume: setup ## Kill each type of stage ten times between its checkpoints, twice: a quarter of an hour
-	$(PYTEST) tests/trainer/engine/test_kills.py
+test-resume: export TRIMTAB_ELASTIC := all
+test-resume: setup ## Kill each type of stage ten times between its checkpoints, twice, and go on with other numbers of processes
+	$(PYTEST) tests/trainer/engine/test_kills.py tests/trainer/engine/test_elastic.py
 
 test-rollouts: setup ## Sample with vLLM through whole stages, and in bf16 with sharded weights: minutes
 	$(PYTEST) tests/rollouts

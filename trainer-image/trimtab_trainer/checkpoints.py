@@ -15,7 +15,7 @@ from trimtab_trainer import manifest
 from trimtab_trainer.config import CheckpointReport, Digest, StageType, TrainConfig
 from trimtab_trainer.errors import BadConfiguration, CorruptArtifact, InputMissing
 from trimtab_trainer.ppo_settings import Ppo
-from trimtab_trainer.settings import Contract, EarlyStopping, Lora, Precision, Preference, Recipe, ZeroStage
+from trimtab_trainer.settings import Contract, EarlyStopping, Lora, Optimizer, Precision, Preference, Recipe, ZeroStage
 from trimtab_trainer.supervisor.fence import Fence
 
 _log = logging.getLogger(__name__)
@@ -130,8 +130,12 @@ class Checkpoints:
             shutil.rmtree(self.path(step))
         return digest
 
+    def scratch(self, step: int) -> Path:
+        """Where the checkpoint of `step` is converted for another number of processes; never a checkpoint itself."""
+        return self.folder / f".draft-universal-step-{step}-attempt-{self._fence.attempt}"
+
     def remove_drafts(self) -> None:
-        """Remove what an interrupted save left."""
+        """Remove what an interrupted save or conversion left."""
         for draft in self.folder.glob(".draft-*"):
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -193,11 +197,18 @@ def _check_fits(folder: Path, state: TrainerState, config: TrainConfig) -> None:
         )
     world_size = config.nodes * config.processes_per_node
     if state.world_size != world_size:
-        raise BadConfiguration(
-            f"{folder}: written by {state.world_size} processes, this attempt has {world_size}; resuming with "
-            f"another number is not supported yet: set nodes x processesPerNode to {state.world_size}, or remove "
-            f"{folder.parent} to train from the first step",
-            stage=config.stage,
+        if config.recipe.optimizer is Optimizer.SGD and config.zero_stage > 0:
+            raise BadConfiguration(
+                f"{folder}: written by {state.world_size} processes, this attempt has {world_size}; DeepSpeed can't "
+                f"convert the sharded state of sgd: set nodes x processesPerNode to {state.world_size}, or remove "
+                f"{folder.parent} to train from the first step",
+                stage=config.stage,
+            )
+        _log.warning(
+            "%s: written by %d processes, this attempt has %d: it is converted, and the result can differ by rounding",
+            folder,
+            state.world_size,
+            world_size,
         )
     if state.threads != config.threads:
         _log.warning(

@@ -89,13 +89,28 @@ def test_an_older_attempt_publishes_nothing(checkpoints: Checkpoints, tmp_path: 
     [
         ({"recipe": {"learning_rate": 1e-4}}, "written with another recipe"),
         ({"zero_stage": 1}, "written with another zero_stage"),
-        (
-            {"processes_per_node": 2},
-            r"written by 1 processes, this attempt has 2; .* set nodes x processesPerNode to 1",
-        ),
     ],
 )
 def test_other_settings_are_refused(checkpoints: Checkpoints, changes: dict, message: str) -> None:
     publish(checkpoints, 1)
     with pytest.raises(BadConfiguration, match=message):
         checkpoints.newest_verified(stages.stage(CONFIG.prepared, **changes))
+
+
+@pytest.mark.parametrize(("optimizer", "zero"), [("adamw", 3), ("sgd", 0)])
+def test_another_number_of_processes_is_welcome(
+    checkpoints: Checkpoints, optimizer: str, zero: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = stages.stage(CONFIG.prepared, recipe={"optimizer": optimizer}, zero_stage=zero)
+    checkpoints.draft(1).mkdir(parents=True)
+    checkpoints.publish(state(1, config), 2)
+    assert checkpoints.newest_verified(config.model_copy(update={"nodes": 3})) is not None
+    assert "written by 1 processes, this attempt has 3" in caplog.text
+
+
+def test_the_shards_of_sgd_can_not_be_converted(checkpoints: Checkpoints) -> None:
+    config = stages.stage(CONFIG.prepared, recipe={"optimizer": "sgd"}, zero_stage=2)
+    checkpoints.draft(1).mkdir(parents=True)
+    checkpoints.publish(state(1, config), 2)
+    with pytest.raises(BadConfiguration, match="state of sgd: set nodes x processesPerNode to 1, or remove"):
+        checkpoints.newest_verified(config.model_copy(update={"processes_per_node": 2}))

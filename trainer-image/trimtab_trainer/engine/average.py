@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import deepspeed
 import torch
 from safetensors.torch import load_file, save_file
 
+from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.setup import Engine
 
 
@@ -45,3 +47,7 @@ class WeightAverage:
         """Read it."""
         if self._first:
             self._weights = load_file(Path(folder) / f"{name}.safetensors")
+
+    def load_resized(self, folder: str, name: str, scratch: Path, group: Group, beat: Callable[[], None]) -> None:
+        """Read it; it is whole, whatever the number of processes."""
+        self.load(folder, name)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import nn
 from transformers import PreTrainedModel
 
 from trimtab_trainer.config import TrainConfig
+from trimtab_trainer.engine import universal
 from trimtab_trainer.engine.batches import MicroBatch
+from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.networks import Network
 from trimtab_trainer.engine.quantized import whole
 from trimtab_trainer.settings import Optimizer, Precision, Recipe
@@ -78,6 +78,7 @@ class Engine:
             # there DeepSpeed clips but does not tell the norm; the gradients are all-reduced when this hook runs
             optimizer.register_step_pre_hook(self._clip)
         self.deepspeed, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
+        self._optimizer = optimizer
         self.network = network
         self.module: PreTrainedModel = network.model
         self.device: torch.device = self.deepspeed.device
@@ -106,11 +107,34 @@ class Engine:
         )
 
     def load(self, folder: str, name: str) -> None:
-        """Read them; collective. The environment forbids torch to unpickle anything but tensors and these three."""
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        """Read them; collective. The environment forbids torch to unpickle anything but tensors and these few."""
+        with torch.serialization.safe_globals(universal.SAFE):
             self.deepspeed.load_checkpoint(
                 folder, tag=name, load_lr_scheduler_states=False, load_module_strict=not self._is_quantized
             )
+
+    def load_resized(self, folder: str, name: str, scratch: Path, group: Group, beat: Callable[[], None]) -> None:
+        """Read what another number of processes has written; collective. See `checkpoint.Saved`.
+
+        What is not sharded has no shards to convert. Of what is, DeepSpeed restores the trained weights and what their
+        optimiser knows; frozen weights are those that the stage starts from.
+        """
+        stage = self.deepspeed.zero_optimization_stage()
+        if stage == 0:
+            self.load(folder, name)
+            return
+        universal.convert(Path(folder) / name, scratch / name, stage, group, beat)
+        own = [{key: value for key, value in each.items() if key != "params"} for each in self._optimizer.param_groups]
+        self.deepspeed._config.load_universal_checkpoint = True
+        try:
+            self.load(str(scratch), name)
+        finally:
+            self.deepspeed._config.load_universal_checkpoint = False
+        # at ZeRO 3 DeepSpeed gives every group the first one's settings, and one counter of steps to all of them
+        for each, settings in zip(self._optimizer.param_groups, own, strict=True):
+            each.update(settings)
+        for state in self._optimizer.state.values():
+            state["step"] = state["step"].clone()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Every parameter and persistent buffer, whole, on the CPU of rank 0; empty on the others. Collective."""

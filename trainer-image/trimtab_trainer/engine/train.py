@@ -141,7 +141,7 @@ class Trainer:
             except (CorruptArtifact, InputMissing) as error:
                 raise StorageError(f"{error.message}; the best weights are trained again") from error
         self._group.barrier()
-        checkpoint.restore(self._loop.engines, self._group, folder)
+        checkpoint.restore(self._loop.engines, self._group, self._checkpoints, best.step, self._beat)
         _log.info("step %d/%d: the result has the weights of step %d", done, self._total_steps, best.step)
         return best.step
 
@@ -164,8 +164,7 @@ class Trainer:
         done = max(step, 0)
         if step >= 0:
             folder = self._checkpoints.path(step)
-            state = TrainerState.model_validate_json((folder / "trainer.json").read_bytes())
-            checkpoint.restore(self._loop.engines, self._group, folder)
+            state = checkpoint.restore(self._loop.engines, self._group, self._checkpoints, step, self._beat)
             self._loop.state = state.loop
             self._tokens = state.tokens
             self._stopper.best = state.best
