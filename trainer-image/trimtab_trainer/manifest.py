@@ -18,7 +18,7 @@ from trimtab_trainer.errors import CorruptArtifact, InputMissing
 from trimtab_trainer.settings import Contract
 
 MANIFEST = "manifest.json"
-Kind = Literal["model", "adapter", "prepared", "checkpoint", "reward", "reference"]
+Kind = Literal["model", "adapter", "prepared", "checkpoint", "reward", "reference", "rollout"]
 
 
 class FileEntry(Contract):

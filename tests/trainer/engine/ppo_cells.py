@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import save_file
-from tests.trainer.engine.stages import stage
+from safetensors.torch import load_file, save_file
+from tests.trainer.engine.stages import VOCABULARY, stage
 
+from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine import model
@@ -23,6 +25,7 @@ from trimtab_trainer.engine.batches import plan_steps
 from trimtab_trainer.engine.build import build_loop
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
+from trimtab_trainer.engine.ppo import PpoLoop
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.ppo_settings import Critic, Ema, KlPenalty, Ppo, PretrainingMix, Rollout
 from trimtab_trainer.supervisor.fence import Fence
@@ -58,9 +61,10 @@ MATRIX = [
     Cell(f"matrix-{zero}-{micro}-{optimizer}", zero, micro, optimizer, clip=1.0, mix=2.0)
     for zero, micro, optimizer in ((0, 1, "sgd"), (1, 2, "adamw"), (2, 1, "adamw"), (3, 2, "sgd"))
 ]
+REPLAYED = Cell("plain-twice", ppo=ONE_UPDATE, temperature=0.7)
 ONE_STEP = [
     Cell("plain", steps=1, ppo=ONE_UPDATE, temperature=0.7),
-    Cell("plain-twice", ppo=ONE_UPDATE, temperature=0.7),
+    REPLAYED,
     Cell("averaged", zero=3, ppo={**ONE_UPDATE, "ema": Ema(decay=0.75)}, temperature=0.7),
     Cell("mixed", steps=1, ppo=ONE_UPDATE, temperature=0.7, mix=GAMMA),
     Cell("mixed-clipped", steps=1, ppo=ONE_UPDATE, temperature=0.7, mix=GAMMA, clip=CLIP),
@@ -101,10 +105,20 @@ def configure(cell: Cell, artifacts: dict[str, Artifact]) -> TrainConfig:
     )
 
 
-def run_cell(cell: Cell, config: TrainConfig, prepared: PreparedData, group: Group, out: Path) -> None:
+def build(config: TrainConfig, prepared: PreparedData, group: Group, out: Path) -> PpoLoop:
     torch.manual_seed(0)
     engine = Engine(load_model(config, prepared, verify=False), config)
     loop = build_loop(config, group, prepared, engine, Fence(out, 1), lambda: False, lambda: None)
+    assert isinstance(loop, PpoLoop)
+    return loop
+
+
+def run_cell(cell: Cell, config: TrainConfig, prepared: PreparedData, group: Group, out: Path) -> int:
+    """Returns how often answers were sampled."""
+    loop = build(config, prepared, group, out)
+    calls: list[int] = []
+    answer = loop._judge.answer
+    loop._judge.answer = lambda *args: (calls.append(1), answer(*args))[1]
     told = [loop.step(step) for step in plan_steps(prepared.info.epoch_rows, BATCH, cell.steps)]
     found = {"deepspeed": loop.weights(), "critic": loop.engines["critic"].weights()}
     for name, weights in found.items():
@@ -115,6 +129,51 @@ def run_cell(cell: Cell, config: TrainConfig, prepared: PreparedData, group: Gro
     rows = [{"loss": step.loss, "norm": step.gradient_norm, **step.metrics} for step in told]
     if group.is_first:
         (out / f"{cell.name}.json").write_text(json.dumps({"steps": rows, "state": loop.state}))
+    return len(calls)
+
+
+def crash(config: TrainConfig, prepared: PreparedData, group: Group, out: Path) -> None:
+    """Sample both steps, and end before an update has learnt from the second one."""
+    loop = build(config, prepared, group, out)
+    first, second = plan_steps(prepared.info.epoch_rows, BATCH, 2)
+    loop.step(first)
+    loop._update = None  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="not callable"):
+        loop.step(second)
+    for engine in (loop._models.actor, loop._models.critic):
+        engine.deepspeed.destroy()
+
+
+def replay(config: TrainConfig, prepared: PreparedData, group: Group, out: Path) -> None:
+    """Start anew after a crash: with the stored rollouts, with a changed one, with a damaged one."""
+    rollouts = local_path(config.folder) / "rollouts"
+    crash(config, prepared, group, out)
+    sampled = {"replayed": run_cell(Cell("replayed"), config, prepared, group, out)}
+    group.barrier()
+    if group.is_first:
+        change_answer(rollouts / "step-2")
+    group.barrier()
+    sampled["changed"] = run_cell(Cell("changed"), config, prepared, group, out)
+    group.barrier()
+    if group.is_first:
+        file = rollouts / "step-1" / "rank-0.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    group.barrier()
+    sampled["damaged"] = run_cell(Cell("damaged"), config, prepared, group, out)
+    if group.is_first:
+        (out / "sampled.json").write_text(json.dumps(sampled))
+
+
+def change_answer(folder: Path) -> None:
+    """Its first token becomes another, and the folder is sealed as if that were right."""
+    file = folder / "rank-0.safetensors"
+    stored = load_file(file)
+    stored["answers"][0] = 3 + (stored["answers"][0] - 2) % (VOCABULARY - 3)
+    save_file(stored, file)
+    lineage = manifest.read_manifest(folder).lineage
+    manifest.seal(folder, "rollout", lineage)
 
 
 def main() -> None:
@@ -122,10 +181,15 @@ def main() -> None:
     artifacts = {name: Artifact(**each) for name, each in json.loads((root / "artifacts.json").read_text()).items()}
     prepared = PreparedData.open(local_path(artifacts["prepared"].uri), None)
     group = Group()
-    disable = model.disable_dropout
     for cell in CELLS[group.size]:
-        model.disable_dropout = (lambda _: None) if cell.dropout else disable
-        run_cell(cell, configure(cell, artifacts), prepared, group, out)
+        config = configure(cell, artifacts).model_copy(update={"folder": (out / cell.name).as_uri()})
+        with pytest.MonkeyPatch.context() as patch:
+            if cell.dropout:
+                patch.setattr(model, "disable_dropout", lambda _: None)
+            run_cell(cell, config, prepared, group, out)
+    replay(
+        configure(REPLAYED, artifacts).model_copy(update={"folder": (out / "replay").as_uri()}), prepared, group, out
+    )
     group.barrier()
 
 

@@ -168,3 +168,22 @@ def test_the_result_is_the_average_of_the_weights_after_each_update(root: Path, 
         wanted = {name: 0.75**2 * start[name] + 0.75 * 0.25 * once[name] + 0.25 * twice[name] for name in start}
         assert distance(actor(out, "averaged"), wanted) < 1e-6
         assert distance(actor(out, "averaged"), twice) > 1e-4
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_was_sampled_before_a_crash_is_not_sampled_again(by_one: Path, by_two: Path, processes: int) -> None:
+    out = by_one if processes == 1 else by_two
+    assert json.loads((out / "sampled.json").read_text()) == {"replayed": 0, "changed": 0, "damaged": 2}
+    calm, crashed = (actor(out, cell) for cell in ("plain-twice", "replayed"))
+    assert all(torch.equal(calm[name], crashed[name]) for name in calm)
+    assert told(out, "replayed")["steps"] == told(out, "plain-twice")["steps"]
+
+
+def test_a_stored_answer_is_what_is_learnt_from(by_two: Path) -> None:
+    assert distance(actor(by_two, "changed"), actor(by_two, "plain-twice")) > 1e-6
+
+
+def test_a_damaged_rollout_and_those_after_it_are_sampled_again(by_two: Path) -> None:
+    """The changed one came after it; on a CPU sampling again gives the same bits."""
+    calm, damaged = (actor(by_two, cell) for cell in ("plain-twice", "damaged"))
+    assert all(torch.equal(calm[name], damaged[name]) for name in calm)

@@ -116,6 +116,7 @@ def main() -> None:
     config = stage(
         artifacts["prepared"],
         type="ppo",
+        folder=(root / precision).as_uri(),
         model=artifacts["model"],
         reference=artifacts["model"],
         reward=artifacts["reward"],

@@ -20,6 +20,7 @@ from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise, Ra
 from trimtab_trainer.engine.ppo import PpoLoop
 from trimtab_trainer.engine.reference import Recorder
 from trimtab_trainer.engine.reward import Reward, RewardModel
+from trimtab_trainer.engine.rollout_store import RolloutStore
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.engine.verified import VerifiedReward
 from trimtab_trainer.errors import BadConfiguration
@@ -62,7 +63,8 @@ def build_loop(
         reward=reward,
         offset=offset,
     )
-    return PpoLoop(models, group, prepared, config, config.ppo, told_to_stop)
+    rollouts = RolloutStore(config, group, prepared, fence)
+    return PpoLoop(models, group, prepared, config, config.ppo, rollouts, told_to_stop)
 
 
 def _critic_and_reward(

@@ -24,6 +24,7 @@ from trimtab_trainer.engine.experience import Experience, Judge, Models
 from trimtab_trainer.engine.loop import StepResult, not_finite
 from trimtab_trainer.engine.pretraining_mix import MixGradients
 from trimtab_trainer.engine.rollout import HELD_OUT
+from trimtab_trainer.engine.rollout_store import RolloutStore
 from trimtab_trainer.errors import TrainingFailed
 from trimtab_trainer.ppo_settings import Ppo
 
@@ -59,9 +60,11 @@ class PpoLoop:
         prepared: PreparedData,
         config: TrainConfig,
         ppo: Ppo,
+        rollouts: RolloutStore,
         told_to_stop: Callable[[], bool],
     ) -> None:
         self._models, self._group, self._prepared, self._config, self._ppo = models, group, prepared, config, ppo
+        self._rollouts = rollouts
         self._judge = Judge(models, group, prepared, config, ppo.rollout)
         self._mix: MixGradients | None = None
         if ppo.pretraining_mix is not None:
@@ -103,8 +106,8 @@ class PpoLoop:
         Raises:
             TrainingFailed: a loss is not finite, or the policy has moved further than `kl.maximum`.
         """
-        experience = self._judge.answer(step.epoch, step.start, step.stop, step.index)
-        told = self._tell(experience) | self._judge.told
+        experience, sampling = self._rollouts.experience(step, lambda: self._sample(step))
+        told = self._tell(experience) | sampling
         self._check_kl(step, told["kl_sequence"])
         self._advantages(experience)
         told |= {_COEFFICIENT: self._coefficient, "explained_variance": self._explained(experience)}
@@ -121,6 +124,9 @@ class PpoLoop:
         tokens, stop_wanted = self._group.sum(own_tokens, float(self._told_to_stop()))
         metrics = {name: told[name] for name in self.metrics}
         return StepResult(told["loss"], told[_NORM], rate, int(tokens), stop_wanted > 0, metrics)
+
+    def _sample(self, step: Step) -> tuple[list[Experience], dict[str, float]]:
+        return self._judge.answer(step.epoch, step.start, step.stop, step.index), self._judge.told
 
     def validate(self, plan: PlanName, beat: Callable[[], None]) -> dict[str, float]:
         """Score, KL and more of sampled answers to held-out prompts, with the same random numbers each time.

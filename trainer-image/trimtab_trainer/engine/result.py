@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trimtab_trainer import manifest
 from trimtab_trainer.config import StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
-from trimtab_trainer.engine import change, lora, reference, reward
+from trimtab_trainer.engine import change, lora, reference, reward, rollout_store
 from trimtab_trainer.engine.calibration import Calibration
 from trimtab_trainer.engine.card import write_card
 from trimtab_trainer.engine.change import Change
@@ -90,6 +90,7 @@ def publish_result(
     manifest.verify(folder / "model", digest)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     reference.remove(folder)
+    rollout_store.remove(folder)
     group.barrier()
     return digest
 
