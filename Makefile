@@ -131,9 +131,9 @@ bench-memory: setup ## Compare the estimate of memory with what real stages need
 bench-eta: setup ## Compare what stages say at step 20 of the time that they still take with what they took
 	$(PYTHON) -m bench.eta
 
-# Rounds of turns, and the races by the first word of their names: SFT DPO reward.
+# Rounds of turns, and the races by the first word of their names: SFT DPO reward PPO.
 ROUNDS := 9
-RACES := SFT DPO reward
+RACES := SFT DPO reward PPO
 bench-trainer: setup $(ORACLES_STAMP) ## Measure the trainer against TRL, packing against padding, rankings against pairs
 	$(PYTHON) -m bench.trainer --rounds $(ROUNDS) --only $(RACES) --write bench/trainer/README.md
 

@@ -17,6 +17,8 @@ from bench.operator.table import machine
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- bench-trainer: begin -->", "<!-- bench-trainer: end -->"
 PEERS = ROOT / ".oracles" / "bin" / "python"
+OLDER_TRL = ROOT / ".oracles" / "sources"
+"""Before the environment's own on the path: the last TRL with PPO."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Race:
 
 
 OURS, TRL = "bench.trainer.ours", "bench.trainer.peers"
+OUR_PPO, TRL_PPO = "bench.trainer.ppo_ours", "bench.trainer.ppo_peer"
 RACES = (
     Race(
         "SFT",
@@ -77,6 +80,13 @@ RACES = (
             Side("TRL 1.16, six pairs", TRL, "pairs", 2),
         ),
         (2.5, None),
+    ),
+    Race(
+        "PPO",
+        "episodes",
+        "sets",
+        (Side("Trimtab", OUR_PPO, "ppo", 2), Side("TRL 1.12", TRL_PPO, "ppo", 2)),
+        (None,),
     ),
 )
 
@@ -112,14 +122,20 @@ class Worker:
 
 def run(race: Race, rounds: int, threads: int) -> list[Worker]:
     """All sides in each round, beginning with another one each time; the first round is warm-up."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu", "PYTHONPATH": paths()}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     workers = []
     for side in race.sides:
-        python = sys.executable if side.module == OURS else str(PEERS)
+        python = sys.executable if side.module in (OURS, OUR_PPO) else str(PEERS)
         command = [python, "-m", side.module, side.workload, str(side.steps)]
+        found_at = {"PYTHONPATH": paths(*([OLDER_TRL] if side.module == TRL_PPO else []))}
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, cwd=ROOT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**environment, **found_at},
+            text=True,
+            cwd=ROOT,
         )
         workers.append(Worker(side, process))
     try:
@@ -135,9 +151,9 @@ def run(race: Race, rounds: int, threads: int) -> list[Worker]:
     return workers
 
 
-def paths() -> str:
-    """Where the workers find the trainer and this package."""
-    return os.pathsep.join([str(ROOT), str(ROOT / "trainer-image")])
+def paths(*first: Path) -> str:
+    """Where a worker finds the trainer and this package, after what comes first."""
+    return os.pathsep.join(map(str, [*first, ROOT, ROOT / "trainer-image"]))
 
 
 def rows(race: Race, workers: Sequence[Worker]) -> list[str]:

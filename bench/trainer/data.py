@@ -13,6 +13,8 @@ ROW = 1024
 """Tokens of a packed row."""
 PADDED = 8
 """Texts or pairs of a padded batch: TRL's default; as many tokens, about, as a packed row has."""
+EPISODES, ANSWER, PASSES = 32, 53, 4
+"""Of a step of PPO: prompts, the most tokens that answer one, and passes; TRL's defaults."""
 MODEL = {
     "model_type": "llama",
     "vocab_size": VOCABULARY,
@@ -45,3 +47,8 @@ def texts(count: int, answers: int, seed: int = 5) -> list[Text]:
         return [int(i) for i in rng.integers(3, VOCABULARY, min(max(2, length), longest))]
 
     return [Text(ids(35, 128), [[*ids(80, 383), END] for _ in range(answers)]) for _ in range(count)]
+
+
+def prompts() -> list[list[int]]:
+    """For PPO."""
+    return [text.prompt for text in texts(2000, 1)]

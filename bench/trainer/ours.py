@@ -153,16 +153,21 @@ def objective_of(workload: str) -> Objective:
     return Pairwise(frozen(LanguageModel(model_of(AutoModelForCausalLM)), torch.device("cpu")), Preference())
 
 
-def main() -> None:
-    """Train until told to stop."""
-    workload, steps = sys.argv[1], int(sys.argv[2])
-    turns = Turns(steps)
-    keep_freed_memory()  # as the trainer's own processes do
+def alone() -> Group:
+    """A group of this process, set up as the trainer's own processes are."""
+    keep_freed_memory()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    group = Group()
+    return Group()
+
+
+def main() -> None:
+    """Train until told to stop."""
+    workload, steps = sys.argv[1], int(sys.argv[2])
+    turns = Turns(steps)
+    group = alone()
     stage_type, answers = TYPES[workload]
     rows = ROWS[workload]
     recipe = {"learning_rate": data.LEARNING_RATE, "global_batch_size": rows, "micro_batch_size": rows}

@@ -26,7 +26,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 
-def tokenizer_of() -> PreTrainedTokenizerFast:
+def tokenizer_of(**settings: Any) -> PreTrainedTokenizerFast:
     """One word a token."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(data.VOCABULARY)}, unk_token="w3"))  # noqa: S106
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -35,6 +35,7 @@ def tokenizer_of() -> PreTrainedTokenizerFast:
         eos_token=f"w{data.END}",
         pad_token=f"w{data.PADDING}",
         unk_token="w3",  # noqa: S106
+        **settings,
     )
 
 
