@@ -187,6 +187,11 @@ REFUSED = (
         ("spec", "a reward stage starts from a model"),
     ),
     Refused(
+        "no demonstrations",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(reward={**_TEXT, "demonstrations": []})]),
+        ("spec.stages[1].reward.demonstrations",),
+    ),
+    Refused(
         "text from a reward model",
         job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), {"name": "b", "from": "score", "sft": _TEXT}]),
         ("spec", "from names a reward stage"),
@@ -251,9 +256,9 @@ REFUSED = (
         ("spec.stages[1].ppo.verifier.numericAnswer.absoluteTolerance",),
     ),
     Refused(
-        "an adapter for a policy",
-        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(lora={"rank": 8})]),
-        ("spec", "a ppo stage trains all weights"),
+        "a policy of 4 bits",
+        job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(lora={"quantization": "nf4"})]),
+        ("spec", "a ppo stage holds its weights in its own precision; remove lora.quantization"),
     ),
     Refused(
         "a pretraining mix of no weight",

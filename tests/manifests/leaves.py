@@ -29,6 +29,7 @@ _TYPES = ("pretrain", "sft", "dpo", "reward", "ppo")
 _ITEMS: dict[str, Any] = {
     "data": {"uri": "pvc://models/text.jsonl"},
     "prompts": {"uri": "pvc://models/text.jsonl"},
+    "demonstrations": {"uri": "pvc://models/text.jsonl"},
     "templates": {"prompt": "{{ question }}", "completion": "{{ answer }}"},
     "env": {"name": "SOME", "value": "x"},
     "imagePullSecrets": {"name": "some"},

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from tests.trainer.engine import stages
 from tests.trainer.engine.test_vllm_rollout import check, root, told
 from tests.trainer.engine.vllm_rollouts import BATCH
@@ -19,6 +20,11 @@ __all__ = ["root"]
 
 def test_p13_bf16_with_sharded_weights(root: Path) -> None:
     check(told(root, "bf16", 3), "bf16")
+
+
+@pytest.mark.parametrize(("precision", "zero"), [("fp32", 3), ("bf16", 2)])
+def test_p13_an_adapter_is_merged_into_what_vllm_is_given(root: Path, precision: str, zero: int) -> None:
+    check(told(root, precision, zero, adapter=4), precision)
 
 
 def test_a_ppo_stage_samples_with_vllm_to_its_end_and_after_a_kill_draws_the_same(root: Path) -> None:

@@ -177,6 +177,8 @@ class PrepareStage(Contract):
     """Of `ppo`; absent in other stages."""
     pretraining_mix: list[DataSource] = []
     """Of `ppo`: data of `ppo.pretrainingMix`."""
+    demonstrations: list[DataSource] = []
+    """Of `reward`: the answers whose mean score becomes the offset; none: the best answers of the data."""
     precision: Precision = Precision.BF16
     zero_stage: ZeroStage = 0
     world_size: int = 1

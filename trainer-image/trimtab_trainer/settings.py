@@ -209,7 +209,10 @@ LoraAlpha = Annotated[
     int, Field(ge=1, le=65_536, description="The update is scaled by alpha / rank; by default alpha is twice the rank.")
 ]
 LoraDropout = Annotated[
-    float, Field(ge=0, lt=1, description="Dropout before A while training; 0 by default, and always off in dpo.")
+    float,
+    Field(
+        ge=0, lt=1, description="Dropout before A while training; 0 by default, and always off in dpo, reward and ppo."
+    ),
 ]
 LoraTargets = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]],

@@ -89,9 +89,9 @@ _PPO_REWARD_EARLIER = (
     " || e.name == s.ppo.rewardFrom)[0].name == s.ppo.rewardFrom)",
     "ppo.rewardFrom must name an earlier stage of the list",
 )
-_PPO_WHOLE = (
-    "self.stages.all(s, !has(s.ppo) || !has(s.lora))",
-    "a ppo stage trains all weights; remove lora",
+_PPO_QUANTIZED = (
+    "self.stages.all(s, !has(s.ppo) || !has(s.lora) || !has(s.lora.quantization))",
+    "a ppo stage holds its weights in its own precision; remove lora.quantization",
 )
 _SAME_STAGES = (
     "self.stages.map(s, s.name) == oldSelf.stages.map(s, s.name)",
@@ -183,7 +183,7 @@ class FineTuneJobSpec(ApiModel):
             _PPO_STARTS,
             _PPO_REWARD,
             _PPO_REWARD_EARLIER,
-            _PPO_WHOLE,
+            _PPO_QUANTIZED,
             _LORA_STARTS,
             _SAME_STAGES,
             _SHAPE_WHILE_SUSPENDED,

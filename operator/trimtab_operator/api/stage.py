@@ -227,6 +227,12 @@ class Reward(ApiModel):
         description="Preferences: prompt, chosen and rejected; or rankings: prompt, completions and ranks."
     )
     validation: LossValidation | None = Field(default=None, description="Held-out comparisons.")
+    demonstrations: DataSources | None = Field(
+        default=None,
+        description="Conversations, or prompts with completions, each scored after its last answer; the mean score "
+        "becomes the offset, so that they have a mean reward of 0. All records count the same. Absent: the best "
+        "answers of data.",
+    )
     max_length: MaxLength | None = None
     packing: Packing | None = None
     on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
@@ -376,4 +382,5 @@ class Stage(StageDefaults):
             return []
         held_out = (task.validation and task.validation.data) or []
         mix = self.ppo and self.ppo.pretraining_mix
-        return [*task.data, *held_out, *(mix.data if mix else [])]
+        shown = (self.reward and self.reward.demonstrations) or []
+        return [*task.data, *held_out, *(mix.data if mix else []), *shown]

@@ -174,8 +174,11 @@ def _misfit(stage: Effective) -> str | None:
 
 def _adapter_misfit(stage: Effective, job: FineTuneJob) -> str | None:
     """CEL sees the stage's own `lora` only."""
-    if stage.lora is not None and stage.type is StageType.PPO:
-        return f"a {stage.type} stage trains all weights; set lora in the other stages, not in defaults"
+    if stage.lora is not None and stage.lora.quantization is not None and stage.type is StageType.PPO:
+        return (
+            f"a {stage.type} stage holds its weights in its own precision; set lora.quantization in the other stages, "
+            "not in defaults"
+        )
     if stage.lora is not None and stage.lora.quantization is not None and stage.zero_stage == 3:
         return (
             "lora.quantization holds the weights in 4 bits, and parallelism.zeroStage 3 would shard them; "

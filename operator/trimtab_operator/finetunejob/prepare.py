@@ -57,11 +57,13 @@ def _stage(stage: Effective) -> PrepareStage:
         exclude_none=True, include={"max_length", "packing", "on_invalid", "on_too_long", "max_dropped"}
     )
     mix = task.pretraining_mix if isinstance(task, Ppo) else None
+    shown = task.demonstrations if isinstance(task, Reward) else None
     return PrepareStage(
         name=stage.name,
         reward_stage=task.reward_from if isinstance(task, Ppo) else None,
         ppo=stage.ppo,
         pretraining_mix=[_source(source) for source in mix.data] if mix else [],
+        demonstrations=[_source(source) for source in shown or []],
         type=stage.type,
         from_stage=stage.stage.from_,
         data=[_source(source) for source in task.data],

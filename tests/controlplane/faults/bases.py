@@ -77,6 +77,7 @@ BASES = {
         job(_CONFIG, "dpo", last={"from": "casex", **_validated("dpo")}),
         job(_CONFIG, "reward", last={"from": "casex"}),
         job(_CONFIG, "reward", last={"from": "casex", **_validated("reward")}),
+        job(_CONFIG, "reward", last={"from": "casex", "reward": {"data": _DATA, "demonstrations": _DATA}}),
         _policy(),
         _policy(validation={"data": _DATA}),
         *(_verified(kind) for kind in ("exactMatch", "regularExpression", "jsonSchema", "numericAnswer")),

@@ -26,8 +26,10 @@ from trimtab_trainer.engine.build import build_loop
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.model import load_model
 from trimtab_trainer.engine.ppo import PpoLoop
+from trimtab_trainer.engine.rollout_vllm import present_tensors
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.ppo_settings import Critic, Ema, KlPenalty, Ppo, PretrainingMix, Rollout
+from trimtab_trainer.settings import Lora
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.volumes import local_path
 
@@ -54,6 +56,11 @@ class Cell:
     ppo: dict[str, Any] = field(default_factory=dict)
     dropout: bool = False
     temperature: float = 1.0
+    lora: Lora | None = None
+    copied: bool = False
+    """The reference is a copy of the starting weights, under another name."""
+    resumed: bool = False
+    """Each step by models and optimisers of its own, which go on from the last ones' checkpoint."""
 
 
 ALONE = [Cell(f"alone-{optimizer}", 0, 4, optimizer, clip=1.0, mix=2.0) for optimizer in ("sgd", "adamw")]
@@ -74,7 +81,26 @@ ADAMW = [
     Cell("zero-coefficient", optimizer="adamw", clip=1.0, mix=0.0),
     Cell("dropout", steps=1, dropout=True),
 ]
-CELLS = {1: [*ALONE, *ONE_STEP], 2: [*MATRIX, *ONE_STEP, *ADAMW]}
+LORA = Lora(rank=4, dropout=0.1)
+LORA_ALONE = [
+    Cell(f"lora-alone-{optimizer}", 0, 4, optimizer, clip=1.0, mix=2.0, lora=LORA) for optimizer in ("sgd", "adamw")
+]
+LORA_MATRIX = [
+    Cell(f"lora-matrix-{zero}-{micro}-{optimizer}", zero, micro, optimizer, clip=1.0, mix=2.0, lora=LORA)
+    for zero, micro, optimizer in ((0, 1, "sgd"), (1, 2, "adamw"), (2, 1, "adamw"), (3, 2, "sgd"), (3, 1, "adamw"))
+]
+_AVERAGED = {**ONE_UPDATE, "ema": Ema(decay=0.75)}
+LORA_STEPS = [
+    Cell("lora-plain", steps=1, ppo=ONE_UPDATE, temperature=0.7, lora=LORA),
+    Cell("lora-plain-twice", ppo=ONE_UPDATE, temperature=0.7, lora=LORA),
+    Cell("lora-copied", ppo=ONE_UPDATE, temperature=0.7, lora=LORA, copied=True),
+    Cell("lora-averaged", zero=3, ppo=_AVERAGED, temperature=0.7, lora=LORA),
+    Cell("lora-resumed", zero=3, ppo=_AVERAGED, temperature=0.7, lora=LORA, resumed=True),
+]
+CELLS = {
+    1: [*ALONE, *ONE_STEP, *LORA_ALONE, *LORA_STEPS],
+    2: [*MATRIX, *ONE_STEP, *ADAMW, *LORA_MATRIX, *LORA_STEPS],
+}
 """By the number of processes."""
 
 
@@ -97,9 +123,10 @@ def configure(cell: Cell, artifacts: dict[str, Artifact]) -> TrainConfig:
         artifacts["prepared"],
         type="ppo",
         model=artifacts["model"],
-        reference=artifacts["model"],
+        reference=artifacts["copy" if cell.copied else "model"],
         reward=artifacts["reward"],
         zero_stage=cell.zero,
+        lora=cell.lora,
         ppo=Ppo(**{"kl": KlPenalty(coefficient=0.05), "rollout": rollout, **ppo, **cell.ppo}),
         recipe=recipe,
     )
@@ -119,13 +146,18 @@ def run_cell(cell: Cell, config: TrainConfig, prepared: PreparedData, group: Gro
     calls: list[int] = []
     answer = loop._judge.answer
     loop._judge.answer = lambda *args: (calls.append(1), answer(*args))[1]
-    told = [loop.step(step) for step in plan_steps(prepared.info.epoch_rows, BATCH, cell.steps)]
-    found = {"deepspeed": loop.weights(), "critic": loop.engines["critic"].weights()}
+    told = []
+    for step in plan_steps(prepared.info.epoch_rows, BATCH, cell.steps):
+        if cell.resumed and told:
+            loop = resumed(loop, config, prepared, group, out / f"{cell.name}.checkpoint")
+        told.append(loop.step(step))
+    present = present_tensors(loop.engines["deepspeed"], cell.lora.scaling if cell.lora else 1.0)
+    synced = {name: tensor.clone() for name, tensor in present}
+    found = {"deepspeed": loop.weights(), "critic": loop.engines["critic"].weights(), "synced": synced}
     for name, weights in found.items():
         if group.is_first:
             save_file({key: t.contiguous() for key, t in weights.items()}, out / f"{cell.name}.{name}.safetensors")
-    for name in found:
-        loop.engines[name].deepspeed.destroy()
+    destroy(loop)
     rows = [{"loss": step.loss, "norm": step.gradient_norm, **step.metrics} for step in told]
     if group.is_first:
         (out / f"{cell.name}.json").write_text(json.dumps({"steps": rows, "state": loop.state}))
@@ -174,6 +206,25 @@ def change_answer(folder: Path) -> None:
     save_file(stored, file)
     lineage = manifest.read_manifest(folder).lineage
     manifest.seal(folder, "rollout", lineage)
+
+
+def resumed(loop: PpoLoop, config: TrainConfig, prepared: PreparedData, group: Group, folder: Path) -> PpoLoop:
+    """Made anew from a checkpoint of it."""
+    for name, saved in loop.engines.items():
+        saved.save(str(folder), name)
+    state = loop.state
+    destroy(loop)
+    group.barrier()
+    again = build(config, prepared, group, folder)
+    for name, saved in again.engines.items():
+        saved.load(str(folder), name)
+    again.state = state
+    return again
+
+
+def destroy(loop: PpoLoop) -> None:
+    for name in ("deepspeed", "critic"):
+        loop.engines[name].deepspeed.destroy()
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from trimtab_trainer import manifest
 from trimtab_trainer.config import REPORT, Artifact, JobIdentity, StageType, TrainConfig, dump
 from trimtab_trainer.data.records import NO_LABEL, Label
 from trimtab_trainer.data.store import (
+    DEMONSTRATIONS,
     PRETRAINING_MIX,
     VALIDATION,
     PreparedInfo,
@@ -63,6 +64,7 @@ def write_prepared(
     validation: int = 0,
     task: int = 0,
     mix: int = 0,
+    demonstrations: int = 0,
     stage_type: StageType = StageType.PRETRAIN,
     model_config: dict[str, Any] | None = None,
     seed: int = 0,
@@ -73,12 +75,15 @@ def write_prepared(
     `validation` rows are held out, and `task` rows more as the task that is called `other-task`.
     `mix`: rows of a pretraining mix, three to an update.
     A prompt's reference is the word that follows by the rule of the rows.
+    `demonstrations`: rows of them.
     `lengths`: the fewest and the most tokens of a segment.
     """
     draft = root / "volume" / "prepared" / "draft"
     _write_rows(draft, row_counts, batch, max_steps, validation, task, stage_type, seed, lengths)
     if mix:
         _write_rows(draft / PRETRAINING_MIX, [mix], 3, None, 0, 0, StageType.SFT, seed + 1, lengths)
+    if demonstrations:
+        _write_rows(draft / DEMONSTRATIONS, [demonstrations], 8, None, 0, 0, StageType.SFT, seed + 2, lengths)
     _write_tokenizer(draft / "tokenizer")
     (draft / "model_config.json").write_text(json.dumps(model_config or TINY_LLAMA))
     digest = manifest.seal(draft, "prepared", {})

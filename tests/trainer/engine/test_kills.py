@@ -14,7 +14,7 @@ import pytest
 from tests.trainer.engine import stages
 
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
-from trimtab_trainer.ppo_settings import Critic, KlPenalty, Ppo, Rollout
+from trimtab_trainer.ppo_settings import Critic, Ema, KlPenalty, Ppo, Rollout
 from trimtab_trainer.settings import Lora, Preference
 
 KILLS = int(os.environ.get("TRIMTAB_KILLS", "2"))
@@ -24,7 +24,8 @@ STEPS, EVERY = 27, 4
 """The last batch of each epoch is smaller, and no epoch ends at a checkpoint."""
 CLOCKS = {"time", "tokensPerSecond", "attempt"}
 """What tells an attempt from another."""
-KINDS = ("pretrain", "sft", "sft-lora", "dpo", "reward", "ppo")
+KINDS = ("pretrain", "sft", "sft-lora", "dpo", "reward", "ppo", *(("ppo-lora",) if LIVES > 1 else ()))
+"""The last one in `make test-resume` only; `test_ppo_exact` resumes adapters as well."""
 DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
 
 
@@ -81,6 +82,13 @@ def settings_of(kind: str, start: Artifact, reward: Artifact) -> dict[str, Any]:
         "dpo": {"zero_stage": 3, "reference": start, "preference": Preference(beta=0.5)},
         "reward": {"zero_stage": 3},
         "ppo": {"zero_stage": 2, "reference": start, "reward": reward, "ppo": ppo},
+        "ppo-lora": {
+            "zero_stage": 3,
+            "reference": start,
+            "reward": reward,
+            "ppo": ppo.model_copy(update={"ema": Ema(decay=0.8)}),
+            "lora": Lora(rank=4, dropout=0.1),
+        },
     }[kind]
 
 

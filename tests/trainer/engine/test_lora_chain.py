@@ -1,4 +1,4 @@
-"""LoRA `sft`, then LoRA `dpo`, as real stages: killed and resumed, sharded, merged, and the reference of the second."""
+"""LoRA `sft`, then LoRA `dpo` or `ppo`, as real stages: sharded, merged, and the reference of the second."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from trimtab_trainer.config import Artifact, TrainConfig
 from trimtab_trainer.data.store import LABELS
 from trimtab_trainer.engine.batches import MicroBatch
 from trimtab_trainer.engine.model import load_scorer
+from trimtab_trainer.ppo_settings import Critic, Ema, Ppo, Rollout
 from trimtab_trainer.settings import Lora, Precision, Preference
 
 DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
@@ -40,11 +41,11 @@ def result_of(run: stages.Run) -> Artifact:
     return Artifact(uri=f"{run.config.folder}/model", digest=run.report.digest)
 
 
-def adapted(start: stages.Run, kind: str, name: str, **changes: object) -> TrainConfig:
+def adapted(start: stages.Run, kind: str, name: str, epochs: int = 12, **changes: object) -> TrainConfig:
     """A LoRA stage that starts from the result of `start`."""
     stage_type = stages.StageType(kind)
     prepared = stages.write_prepared(
-        start.root, row_counts=[40] * 12, batch=16, validation=4, stage_type=stage_type, model_config=DROPOUT
+        start.root, row_counts=[40] * epochs, batch=16, validation=4, stage_type=stage_type, model_config=DROPOUT
     )
     settings = {
         "stage": name,
@@ -52,7 +53,7 @@ def adapted(start: stages.Run, kind: str, name: str, **changes: object) -> Train
         "folder": f"pvc://models/tiny/{name}",
         "model": result_of(start),
         "lora": Lora(rank=4, dropout=0.1),
-        "recipe": {"global_batch_size": 16, "micro_batch_size": 2, "epochs": 12, "learning_rate": 1e-2},
+        "recipe": {"global_batch_size": 16, "micro_batch_size": 2, "epochs": epochs, "learning_rate": 1e-2},
         "checkpoint": {"every_steps": 4},
         "processes_per_node": 2,
     }
@@ -128,13 +129,44 @@ def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
     torch.testing.assert_close(merged(ids).logits, with_adapter(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def scored(base: stages.Run) -> stages.Run:
+    recipe = {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-2}
+    return finished(base.root, adapted(base, "reward", "scored", zero_stage=3, recipe=recipe))
+
+
+def test_p7_ppo_on_the_sft_model_starts_at_ratio_1_and_kl_0_and_its_reference_is_that_model(
+    base: stages.Run, tuned: stages.Run, scored: stages.Run
+) -> None:
+    ppo = Ppo(rollout=Rollout(max_new_tokens=6), critic=Critic(learning_rate=1e-3), ema=Ema(decay=0.5))
+    changes = {"reward": result_of(scored), "ppo": ppo, "zero_stage": 3}
+    run = finished(base.root, adapted(tuned, "ppo", "policy", 1, reference=result_of(tuned), **changes))
+    first, second, _ = run.rows()
+    assert first["ratioFirst"] < 1e-6
+    assert first["klSequence"] == 0
+    assert abs(second["klSequence"]) > 1e-6
+    # held to the base instead, it would not start there
+    alone = {"processes_per_node": 1, "folder": "pvc://models/tiny/far"}
+    other = finished(base.root, adapted(tuned, "ppo", "far", 1, reference=result_of(base), **changes, **alone))
+    assert other.rows()[0]["ratioFirst"] < 1e-6
+    assert abs(other.rows()[0]["klSequence"]) > 1e-2
+
+    adapter = manifest.verify(run.folder / "adapter")
+    assert adapter.lineage["base"]["digest"] == tuned.report.digest
+    model = AutoModelForCausalLM.from_pretrained(tuned.folder / "model", dtype=torch.float32)
+    with_adapter = PeftModel.from_pretrained(model, str(run.folder / "adapter")).eval()
+    merged = AutoModelForCausalLM.from_pretrained(run.folder / "model").eval()
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(merged(ids).logits, with_adapter(ids).logits, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(merged(ids).logits, model.eval()(ids).logits, atol=1e-4), "it has learnt"
+    assert '"rank": 4' in (run.folder / "model" / "README.md").read_text()
+
+
 def test_r4_a_reward_model_with_an_adapter_trains_its_new_head_whole_and_is_read_back(
-    base: stages.Run, monkeypatch: pytest.MonkeyPatch
+    base: stages.Run, scored: stages.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRIMTAB_VOLUMES", json.dumps({"models": str(base.root / "volume")}))
-    recipe = {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-2}
-    run = finished(base.root, adapted(base, "reward", "scored", zero_stage=3, recipe=recipe))
-    artifact = result_of(run)
+    run, artifact = scored, result_of(scored)
     weights, started = weights_of(run), weights_of(base)
     width = stages.TINY_LLAMA["hidden_size"]
     drawn = torch.randn((1, width), generator=torch.Generator().manual_seed(42)) / math.sqrt(width + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,12 +15,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.trainer.engine import oracle, stages
-from tests.trainer.engine.ppo_cells import BATCH, CLIP, GAMMA, LEARNING_RATE, MATRIX, MIX_ROWS, ROWS
-from transformers import AutoConfig, AutoModelForCausalLM
+from tests.trainer.engine.ppo_cells import (
+    BATCH,
+    CLIP,
+    GAMMA,
+    LEARNING_RATE,
+    LORA,
+    LORA_MATRIX,
+    MATRIX,
+    MIX_ROWS,
+    ROWS,
+)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact
 from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.engine import lora
 from trimtab_trainer.engine.reward import add_head, write_offset
 
 Weights = dict[str, torch.Tensor]
@@ -41,8 +53,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_head(root / "model", 5, dtype=torch.float32).save_pretrained(root / "reward")
     write_offset(root / "reward", 0.25)
     folder = root / "volume" / "prepared" / prompts.uri.rpartition("/")[2]
+    shutil.copytree(root / "model", root / "copy")
     artifacts = {
         "prepared": Artifact(uri=folder.as_uri(), digest=prompts.digest),
+        "copy": sealed(root / "copy", "model"),
         "model": sealed(root / "model", "model"),
         "reward": sealed(root / "reward", "reward"),
     }
@@ -187,3 +201,118 @@ def test_a_damaged_rollout_and_those_after_it_are_sampled_again(by_two: Path) ->
     """The changed one came after it; on a CPU sampling again gives the same bits."""
     calm, damaged = (actor(by_two, cell) for cell in ("plain-twice", "damaged"))
     assert all(torch.equal(calm[name], damaged[name]) for name in calm)
+
+
+def trained(weights: Weights, *more: str) -> Weights:
+    """Of a model with an adapter: what may move."""
+    return {name: tensor for name, tensor in weights.items() if ".lora_" in name or name in more}
+
+
+def test_an_adapter_of_a_policy_is_trained_alike_over_processes_micro_batches_and_zero_stages(
+    root: Path, by_one: Path, by_two: Path
+) -> None:
+    start, scoring = (load_file(root / kind / "model.safetensors") for kind in ("model", "reward"))
+    for cell in LORA_MATRIX:
+        alone = f"lora-alone-{cell.optimizer}"
+        for weights, before, more in ((actor, start, ()), (critic, scoring, ("score.weight",))):
+            found, wanted = weights(by_two, cell.name), weights(by_one, alone)
+            assert distance(trained(found, *more), trained(wanted, *more)) < 2e-6, cell
+            frozen = {
+                name.replace(".base_layer", ""): found[name] for name in found.keys() - trained(found, *more).keys()
+            }
+            assert frozen.keys() == before.keys() - {*more}
+            assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.items()), cell
+        for row, other in zip(told(by_two, cell.name)["steps"], told(by_one, alone)["steps"], strict=True):
+            assert row == pytest.approx(other, rel=1e-4, abs=1e-5), cell
+        first, last = told(by_two, cell.name)["steps"]
+        assert first["ratio_first"] < 1e-6, "P7; the adapter's own dropout is off, too"
+        assert first["kl_sequence"] == 0
+        assert abs(last["kl_sequence"]) > 1e-6, "its reference does not move with it"
+
+
+def added(model: Any, seed: int) -> Weights:
+    """A and B at their start."""
+    config = stages.stage(Artifact(uri="pvc://models/any", digest="sha256:" + "0" * 64), recipe={"seed": seed})
+    lora.add_adapter(model, config, LORA)
+    return {name: p.detach() for name, p in model.named_parameters() if ".lora_" in name}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_adapters_first_gradient_follows_from_that_of_all_weights(
+    root: Path, by_one: Path, by_two: Path, processes: int
+) -> None:
+    """dL/dB = s dL/dW A^T, and dL/dA = s B^T dL/dW = 0; the answers are the same, as B begins at 0."""
+    out = by_one if processes == 1 else by_two
+    models = (
+        (actor, AutoModelForCausalLM.from_pretrained(root / "model")),
+        (critic, AutoModelForSequenceClassification.from_pretrained(root / "reward")),
+    )
+    for weights, model in models:
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        adapter = added(model, 42)
+        whole, found = weights(out, "plain"), weights(out, "lora-plain")
+        moved = {name: (start[name] - whole[name]) / LEARNING_RATE for name in start}
+        wanted = {}
+        for name, tensor in adapter.items():
+            target, _, part = name.partition(".lora_")
+            a = adapter[f"{target}.lora_A.default.weight"]
+            step = LORA.scaling * moved[f"{target}.weight"] @ a.T if part.startswith("B") else 0
+            wanted[name] = tensor - LEARNING_RATE * step
+        assert trained(found).keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-4)
+        ups = {name: tensor for name, tensor in wanted.items() if ".lora_B." in name}
+        assert distance({name: found[name] for name in ups}, ups) < 1e-4
+        if weights is critic:
+            torch.testing.assert_close(found["score.weight"], whole["score.weight"], atol=1e-6, rtol=1e-5)
+
+
+def test_the_frozen_weights_are_the_reference_that_a_copy_of_them_would_be(by_one: Path, by_two: Path) -> None:
+    for out in (by_one, by_two):
+        assert told(out, "lora-copied") == told(out, "lora-plain-twice")
+        for weights in (actor, critic):
+            found, wanted = weights(out, "lora-copied"), weights(out, "lora-plain-twice")
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_the_average_of_an_adapter_is_that_of_its_matrices(root: Path, by_one: Path, by_two: Path) -> None:
+    start = added(AutoModelForCausalLM.from_pretrained(root / "model"), 42)
+    for out in (by_one, by_two):
+        once, twice = (trained(actor(out, cell)) for cell in ("lora-plain", "lora-plain-twice"))
+        wanted = {name: 0.75**2 * start[name] + 0.75 * 0.25 * once[name] + 0.25 * twice[name] for name in start}
+        found = trained(actor(out, "lora-averaged"))
+        for part in (".lora_A.", ".lora_B."):
+            one, other = ({name: each[name] for name in wanted if part in name} for each in (found, wanted))
+            assert distance(one, other) < 1e-5
+        assert distance(found, twice) > 1e-4
+
+
+def test_resumed_from_a_checkpoint_without_the_frozen_weights_it_goes_on_bit_for_bit(
+    by_one: Path, by_two: Path
+) -> None:
+    for out in (by_one, by_two):
+        assert told(out, "lora-resumed") == told(out, "lora-averaged")
+        for weights in (actor, critic):
+            found, wanted = weights(out, "lora-resumed"), weights(out, "lora-averaged")
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        saved = out / "lora-resumed.checkpoint"
+        for name, more in (("deepspeed", set()), ("critic", {"model.score.weight"})):
+            for file in (saved / name).glob("*model_states.pt"):
+                held = torch.load(file, weights_only=False)
+                assert {each for each in held["module"] if ".lora_" not in each} == more
+                assert not held.get("frozen_param_fragments")
+        assert all(".lora_" in each for each in load_file(saved / "average.safetensors"))
+
+
+def test_p13_a_sampler_is_given_the_merged_weights_by_the_names_of_the_model(
+    root: Path, by_one: Path, by_two: Path
+) -> None:
+    names = load_file(root / "model" / "model.safetensors").keys()
+    for out, cells in ((by_one, ["alone-sgd", "lora-alone-sgd"]), (by_two, [cell.name for cell in LORA_MATRIX])):
+        for cell in cells:
+            synced = load_file(out / f"{cell}.synced.safetensors")
+            parts = dict(lora.unmerged(actor(out, cell)))
+            assert synced.keys() == parts.keys() == names
+            assert all(
+                torch.equal(synced[name], lora.merge(parts[name], LORA.scaling, transposed=False)) for name in names
+            )

@@ -44,12 +44,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def told(root: Path, precision: str, zero: int) -> list[dict[str, Any]]:
-    """What each rank says."""
+def told(root: Path, precision: str, zero: int, adapter: int = 0) -> list[dict[str, Any]]:
+    """What each rank says; `adapter`: its rank, if there is one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    module = ["--module", "tests.trainer.engine.vllm_rollouts", str(root), precision, str(zero)]
+    module = ["--module", "tests.trainer.engine.vllm_rollouts", str(root), precision, str(zero), str(adapter)]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", *module],
         cwd=Path(__file__).parents[3],

@@ -1,6 +1,6 @@
 """Run by torchrun: what `test_vllm_rollout` asks of one life of vLLM beside the model in training; answers go to files.
 
-Arguments: the root that the test has filled, the precision and the ZeRO stage.
+Arguments: the root that the test has filled, the precision, the ZeRO stage, and the rank of the adapter or 0.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from trimtab_trainer.engine.rollout_vllm import VllmSampler
 from trimtab_trainer.engine.setup import Engine
 from trimtab_trainer.errors import TrainingFailed
 from trimtab_trainer.ppo_settings import Ppo, Rollout, RolloutEngine
+from trimtab_trainer.settings import Lora
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.volumes import local_path
 
@@ -107,7 +108,7 @@ def change(model: torch.nn.Module) -> str:
 
 
 def main() -> None:
-    root, precision, zero = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    root, precision, zero, adapter = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
     artifacts = {name: Artifact(**each) for name, each in json.loads((root / "artifacts.json").read_text()).items()}
     prepared = PreparedData.open(local_path(artifacts["prepared"].uri), None)
     prepared.info = prepared.info.model_copy(update={"max_length": LENGTH})
@@ -122,6 +123,7 @@ def main() -> None:
         reward=artifacts["reward"],
         precision=precision,
         zero_stage=zero,
+        lora=Lora(rank=adapter) if adapter else None,
         ppo=Ppo(rollout=rollout),
         recipe={"global_batch_size": BATCH, "micro_batch_size": 2, "learning_rate": 3e-2, "warmup_ratio": 0.0},
     )

@@ -71,6 +71,9 @@ def test_memory_of_an_adapter_by_hand() -> None:
     # 2 * 100 more weights: 4 * 1,200, AdamW 8 * 200; no gradient of the head
     assert _bytes(shape, lora={"rank": 2}) == 4_800 + 1_600 + 21_000 + 4_800
     assert _bytes(shape, lora={"rank": 2}, type="dpo") == 4_800 + 1_600 + 21_000 + 4_800, "no second copy"
+    # critic: 4,800 + 1,600, its gradients 800, and the reward model's weights
+    policy = 4_800 + 1_600 + 21_000 + 4_800 + 4_800 + 1_600 + 800 + 4_000
+    assert _bytes(shape, lora={"rank": 2}, type="ppo") == policy
     with pytest.raises(BadConfiguration, match="no linear layer named v_proj; they have down_proj, q_proj"):
         _bytes(shape, lora={"targets": ["v_proj"]})
 

@@ -15,6 +15,12 @@ def data(uri: str) -> dict[str, Any]:
     return {"pretrain": {"data": [{"uri": uri}]}}
 
 
+POLICY = (
+    {"name": "score", "reward": {"data": [{"uri": "pvc://models/pairs.jsonl"}]}},
+    {"name": "policy", "ppo": {"rewardFrom": "score", "prompts": [{"uri": "pvc://models/prompts.jsonl"}]}},
+)
+
+
 @pytest.mark.parametrize(
     ("made", "reason", "words"),
     [
@@ -84,6 +90,11 @@ def data(uri: str) -> dict[str, Any]:
             ),
             "InvalidStage",
             "stage one: lora.quantization holds the weights in 4 bits, and parallelism.zeroStage 3 would shard them",
+        ),
+        (
+            spec(*POLICY, model={"uri": "pvc://models/start"}, defaults={"lora": {"quantization": "nf4"}}),
+            "InvalidStage",
+            "stage policy: a ppo stage holds its weights in its own precision; set lora.quantization in the other",
         ),
         (spec(model={"uri": "job://job/one"}), "SelfReference", "names this job"),
         (spec(stage(resources={"limits": {"cpu": -1}})), "InvalidSpec", "limits.cpu"),

@@ -242,7 +242,8 @@ def test_dpo_is_held_to_the_weights_that_it_starts_from() -> None:
 
 
 def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
-    pairs = {"reward": {"data": [{"uri": "pvc://models/pairs.jsonl"}]}}
+    shown = [{"uri": "s3://texts/chat.jsonl", "secretRef": {"name": "keys"}}]
+    pairs = {"reward": {"data": [{"uri": "pvc://models/pairs.jsonl"}], "demonstrations": shown}}
     learning = {
         "rewardFrom": "score",
         "prompts": [{"uri": "pvc://models/prompts.jsonl"}],
@@ -254,15 +255,17 @@ def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
             "coefficient": 27.8,
         },
     }
-    policy = {"name": "policy", "from": "one", "ppo": learning}
+    policy = {"name": "policy", "from": "one", "ppo": learning, "lora": {"rank": 8}}
     made = World(spec(stage("one"), {"name": "score", "from": "one", **pairs}, policy))
     made.settle()
     told = STAGE_CONFIG.validate_python(made.config("prepare"))
     assert isinstance(told, PrepareConfig)
     assert (told.stages[2].reward_stage, told.stages[2].max_new_tokens) == ("score", 24)
+    assert [source.uri for source in told.stages[1].demonstrations] == ["s3://texts/chat.jsonl"]
     assert [source.uri for source in told.stages[2].pretraining_mix] == ["s3://texts/old.jsonl"]
     mounts = made.pods("prepare")[0]["spec"]["containers"][0]["volumeMounts"]
-    assert told.stages[2].pretraining_mix[0].secret_path in {mount["mountPath"] for mount in mounts}
+    for source in (told.stages[1].demonstrations[0], told.stages[2].pretraining_mix[0]):
+        assert source.secret_path in {mount["mountPath"] for mount in mounts}
     assert [source.uri for source in told.stages[2].data] == ["pvc://models/prompts.jsonl"]
     for role in ("prepare", "one"):
         made.succeed(role)
@@ -278,6 +281,7 @@ def test_ppo_waits_for_its_reward_model_and_is_told_all_four_models() -> None:
     assert config.model.uri == made.stage("one")["artifact"]["uri"]
     assert config.reward.uri == made.stage("score")["artifact"]["uri"]
     assert config.ppo == told.stages[2].ppo
+    assert config.lora == told.stages[2].lora == Lora(rank=8)
     assert config.ppo == Ppo(
         kl=KlPenalty(coefficient=0.1),
         rollout=Rollout(max_new_tokens=24),

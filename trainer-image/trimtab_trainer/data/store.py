@@ -17,6 +17,7 @@ All of it is plain numpy and JSON, so other programs can read it too:
 | `PLAN.loss.npy` | int64 [R+1]: loss-bearing tokens of all rows before row i |
 | `references.json` | of each record, what a verifier of `ppo` compares the answer with |
 | `pretraining-mix/` | the same files for the data whose gradients `ppo` adds, if it does |
+| `demonstrations/` | the same files for the answers that `reward` is centred on, if any are given |
 
 PLAN is `epoch-0000`, `epoch-0001`, …, `validation` or `task-NAME`. Segments of a row are isolated from each other
 (block-diagonal attention, positions from 0), in `pretrain` as in `sft`; so the first token of a segment is no target.
@@ -51,6 +52,8 @@ LABELS = np.dtype([("position", "u1"), ("rank", "u1"), ("margin", "<f4"), ("prob
 VALIDATION = "validation"
 PRETRAINING_MIX = "pretraining-mix"
 """Folder of the data whose gradients `ppo` adds: like its parent, with one plan of all updates' rows."""
+DEMONSTRATIONS = "demonstrations"
+"""Folder of the answers that `reward` is centred on: like its parent, with one plan of all rows."""
 _TASK = "task-"
 _REFERENCES = "references.json"
 
@@ -289,7 +292,15 @@ class PreparedData:
     @cached_property
     def pretraining_mix(self) -> PreparedData | None:
         """The data whose gradients `ppo` adds, if it does."""
-        folder = self.folder / PRETRAINING_MIX
+        return self._beside(PRETRAINING_MIX)
+
+    @cached_property
+    def demonstrations(self) -> PreparedData | None:
+        """The answers that `reward` is centred on, if any are given."""
+        return self._beside(DEMONSTRATIONS)
+
+    def _beside(self, name: str) -> PreparedData | None:
+        folder = self.folder / name
         return PreparedData(folder) if folder.is_dir() else None
 
     @cached_property

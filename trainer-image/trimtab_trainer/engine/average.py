@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deepspeed
@@ -14,29 +14,30 @@ from trimtab_trainer.engine.setup import Engine
 
 
 class WeightAverage:
-    """a = decay · a + (1 - decay) · w after each update, from the starting weights on; fp32, in rank 0's host RAM."""
+    """a = decay · a + (1 - decay) · w after each update, from the starting weights on; fp32, in rank 0's host RAM.
+
+    Of the weights that are trained: with an adapter, of A and of B.
+    """
 
     def __init__(self, engine: Engine, decay: float) -> None:
-        """Collective, as `update` is."""
+        """Collective, as all but `save` and `load` is."""
         self._engine, self._decay = engine, decay
         self._first: bool = engine.deepspeed.global_rank == 0
-        whole = engine.weights()
-        averaged = [name for name, _ in engine.module.named_parameters() if self._first]
-        self._weights = {name: whole[name].float() for name in averaged}
+        self._weights = {name: p.detach().float().cpu().clone() for name, p in self._trained() if self._first}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the engine's present weights in."""
-        sharded = self._engine.deepspeed.zero_optimization_stage() == 3
-        for name, parameter in self._engine.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-                if self._first:
-                    self._weights[name].lerp_(parameter.detach().float().cpu(), 1 - self._decay)
+        for name, parameter in self._trained():
+            if self._first:
+                self._weights[name].lerp_(parameter.detach().float().cpu(), 1 - self._decay)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The engine's, whole, on rank 0, with the average in the place of each parameter. Collective."""
-        weights = self._engine.weights()
-        return weights | {name: tensor.to(weights[name].dtype) for name, tensor in self._weights.items()}
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """Put the average in the place of the engine's weights, rounded to their dtype; its training is over."""
+        for name, parameter in self._trained(writer=0):
+            if self._first:
+                parameter.copy_(self._weights[name])
 
     def save(self, folder: str, name: str) -> None:
         """Write it below `folder`."""
@@ -51,3 +52,14 @@ class WeightAverage:
     def load_resized(self, folder: str, name: str, scratch: Path, group: Group, beat: Callable[[], None]) -> None:
         """Read it; it is whole, whatever the number of processes."""
         self.load(folder, name)
+
+    def _trained(self, writer: int | None = None) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Each parameter that is trained, whole while it is at hand; what the rank `writer` writes, all ranks get."""
+        sharded = self._engine.deepspeed.zero_optimization_stage() == 3
+        for name, parameter in self._engine.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer, enabled=sharded):
+                yield name, parameter
+            if writer is not None and not sharded:
+                torch.distributed.broadcast(parameter.data, writer)

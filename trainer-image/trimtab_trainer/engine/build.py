@@ -14,9 +14,9 @@ from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.experience import Models
 from trimtab_trainer.engine.loop import Loop
 from trimtab_trainer.engine.lora import adapter_off
-from trimtab_trainer.engine.model import frozen, load_critic, load_reference, load_scorer
+from trimtab_trainer.engine.model import frozen, load_critic, load_reference, load_scorer, make_trainable
 from trimtab_trainer.engine.networks import Scorer
-from trimtab_trainer.engine.objectives import NextToken, Objective, Pairwise, Ranked, RecordedPairwise
+from trimtab_trainer.engine.objectives import Forward, NextToken, Objective, Pairwise, Ranked, RecordedPairwise
 from trimtab_trainer.engine.ppo import PpoLoop
 from trimtab_trainer.engine.reference import Recorder
 from trimtab_trainer.engine.reward import Reward, RewardModel
@@ -52,14 +52,12 @@ def build_loop(
         return Loop(engine, group, prepared, config, objective, told_to_stop)
     if config.reference is None or config.ppo is None:
         raise BadConfiguration("a ppo stage needs reference and ppo", stage=config.stage)
-    verify = group.is_first_of_pod
     critic, reward, offset = _critic_and_reward(config, config.ppo, config.reference, prepared, group)
-    if config.recipe.gradient_checkpointing:
-        critic.model.gradient_checkpointing_enable({"use_reentrant": False})
+    make_trainable(critic.model, config)
     models = Models(
         actor=engine,
         critic=Engine(critic, config),
-        reference=load_reference(config.reference, config, group.device, verify=verify),
+        reference=_reference(config, config.reference, group, engine),
         reward=reward,
         offset=offset,
     )
@@ -107,12 +105,16 @@ def build_objective(config: TrainConfig, group: Group, engine: Engine, recorder:
 
 
 def _online(config: TrainConfig, reference: Artifact, preference: Preference, group: Group, engine: Engine) -> Pairwise:
+    return Pairwise(_reference(config, reference, group, engine), preference)
+
+
+def _reference(config: TrainConfig, reference: Artifact, group: Group, engine: Engine) -> Forward:
     """The frozen weights below an adapter are the reference where the stage starts from it: no second copy then."""
-    if config.lora is not None and reference == config.model:
+    if config.lora is None or reference != config.model:
+        return load_reference(reference, config, group.device, verify=group.is_first_of_pod)
 
-        def switched_off(batch: MicroBatch) -> torch.Tensor:
-            with adapter_off(engine.module):
-                return engine.outputs(batch)
+    def switched_off(batch: MicroBatch) -> torch.Tensor:
+        with adapter_off(engine.module):
+            return engine.outputs(batch)
 
-        return Pairwise(switched_off, preference)
-    return Pairwise(load_reference(reference, config, group.device, verify=group.is_first_of_pod), preference)
+    return switched_off

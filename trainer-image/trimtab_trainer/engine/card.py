@@ -11,7 +11,7 @@ from trimtab_trainer.data.store import PreparedData, PreparedInfo
 from trimtab_trainer.engine import answer_lengths, calibration, change
 from trimtab_trainer.engine.calibration import Calibration
 from trimtab_trainer.engine.change import Change
-from trimtab_trainer.lineage import Lineage
+from trimtab_trainer.lineage import Lineage, Outcome
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, key_of
 
 _PLOT = "loss.png"
@@ -24,7 +24,7 @@ def write_card(
     config: TrainConfig,
     prepared: PreparedData,
     lineage: Lineage,
-    rows: list[dict[str, Any]],
+    outcome: Outcome,
     moved: Change | None,
     calibrated: Calibration | None,
 ) -> None:
@@ -32,7 +32,7 @@ def write_card(
 
     `moved`: None where the weights were random at first; `calibrated`: of a reward model with held-out comparisons.
     """
-    info = prepared.info
+    info, rows = prepared.info, outcome.rows
     unit = _UNITS.get(config.type, "loss-bearing token")
     _plot(folder / _PLOT, rows, unit, lineage.best_step)
     if moved is not None:
@@ -71,7 +71,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 | tokens trained on | {lineage.tokens:,} |
 | optimiser steps | {_steps(lineage)} |
 | dtype | {lineage.dtype} |
-
+{_offset(prepared, outcome.offset)}
 | metric (losses per {unit}) | value |
 | --- | --- |
 {metrics}
@@ -94,6 +94,17 @@ def _steps(lineage: Lineage) -> str:
     if lineage.best_step is None:
         return done
     return f"{done}; the weights are those of step {lineage.best_step:,}, where the validation loss was best"
+
+
+def _offset(prepared: PreparedData, offset: float | None) -> str:
+    """Of a reward model: what is taken off its scores, and what it is the mean of."""
+    if offset is None:
+        return ""
+    if prepared.demonstrations is not None:
+        over = f"{prepared.demonstrations.info.records:,} demonstrations"
+    else:
+        over = f"the best answers to {prepared.rankings(0, 0, prepared.rows(0)):,} prompts"
+    return f"| offset | {offset:.6g}: the mean score of {over} |\n"
 
 
 def _dropped(info: PreparedInfo) -> str:

@@ -13,7 +13,7 @@ from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import PlanName, PreparedData
 from trimtab_trainer.engine.batches import MicroBatch, collate, in_micro_batches, rows_of_rank
 from trimtab_trainer.engine.distributed import Group
-from trimtab_trainer.engine.networks import Network
+from trimtab_trainer.engine.objectives import Forward
 from trimtab_trainer.engine.reward import Reward
 from trimtab_trainer.engine.rollout import Episode
 from trimtab_trainer.engine.rollout_check import RolloutCheck
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Models:
-    """Actor and critic are trained, the reference is frozen."""
+    """Actor and critic are trained, the reference is frozen: a model of its own, or the actor with its adapter off."""
 
     actor: Engine
     critic: Engine
-    reference: Network
+    reference: Forward
     reward: Reward
     offset: float
     """What a value is less than the critic's score: the offset of the reward model that it starts from, or 0."""

@@ -8,7 +8,7 @@ starts from a merged model and adds an adapter of its own, so that holds in a ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 def add_adapter(model: PreTrainedModel, config: TrainConfig, lora: Lora) -> None:
     """Freeze the model and put an adapter beside each target; A is drawn from the stage's seed, the same on each rank.
 
-    A reward model's head is new, so it is trained whole.
+    A reward model's head is new, and a critic's has to learn another quantity: a head is trained whole.
 
     Raises:
         BadConfiguration: a target does not exist.
@@ -59,8 +59,9 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, lora: Lora) -> None
         raise
     if lora.quantization is not None:
         quantize(model, targets)
-    torch.manual_seed(config.recipe.seed)
-    inject_adapter_in_model(_peft_config(config, lora, targets), cast(nn.Module, model), _ADAPTER)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.recipe.seed)
+        inject_adapter_in_model(_peft_config(config, lora, targets), cast(nn.Module, model), _ADAPTER)
     for name, parameter in model.named_parameters():
         if name.startswith(_HEAD):
             parameter.requires_grad = True
@@ -91,25 +92,39 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merge(weights: Mapping[str, torch.Tensor], scaling: float, *, transposed: bool) -> dict[str, torch.Tensor]:
-    """The tensors of the model without adapters: W + s B A, added in fp32 and rounded to the dtype of W once.
+def unmerged(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    """Each tensor of the model without adapters, by its name there, as what it is made of: W, A and B, or itself alone.
 
-    Args:
-        weights: of the model with adapters, by name; W [out, in], A [r, in], B [out, r].
-        scaling: s = alpha / r.
-        transposed: W is stored as [in, out] (GPT-2's Conv1D).
+    `weights`: of the model in training, with or without adapters, by name.
     """
-    merged = {}
     for name, tensor in weights.items():
         if _A in name or _B in name:
             continue
         plain = name.replace(_BASE, ".")
-        if plain != name and name.endswith(".weight"):
-            a, b = (weights[name.replace(_BASE, part)].float() for part in (_A, _B))
-            update = scaling * (b @ a)
-            tensor = (tensor.float() + (update.T if transposed else update)).to(tensor.dtype)
-        merged[plain] = tensor
-    return merged
+        is_adapted = plain != name and name.endswith(".weight")
+        added = [weights[name.replace(_BASE, part)] for part in (_A, _B)] if is_adapted else []
+        yield plain, [tensor, *added]
+
+
+def merge(parts: Sequence[torch.Tensor], scaling: float, *, transposed: bool) -> torch.Tensor:
+    """W + s B A, added in fp32 and rounded to the dtype of W once; W itself where that is all.
+
+    Args:
+        parts: W [out, in], A [r, in], B [out, r]; or W alone.
+        scaling: s = alpha / r.
+        transposed: W is stored as [in, out] (GPT-2's Conv1D).
+    """
+    weight, *added = parts
+    if not added:
+        return weight
+    a, b = (each.float() for each in added)
+    update = scaling * (b @ a)
+    return (weight.float() + (update.T if transposed else update)).to(weight.dtype)
+
+
+def is_transposed(model: nn.Module) -> bool:
+    """See `merge`; of a model with adapters."""
+    return any(module.fan_in_fan_out for module in model.modules() if isinstance(module, LoraLayer))
 
 
 @dataclass(frozen=True)
@@ -132,14 +147,13 @@ class Trained:
     def of(cls, engine: Engine, config: TrainConfig, lora: Lora, tensors: Mapping[str, torch.Tensor]) -> Self:
         """Collective."""
         engine.deepspeed.eval()
-        layers = [module for module in engine.module.modules() if isinstance(module, LoraLayer)]
-        transposed = any(layer.fan_in_fan_out for layer in layers)
-        return cls(config, lora, tensors, _answers(engine.module, engine.device), transposed)
+        return cls(config, lora, tensors, _answers(engine.module, engine.device), is_transposed(engine.module))
 
     @property
     def merged(self) -> dict[str, torch.Tensor]:
         """The tensors of the model without adapters."""
-        return merge(self.tensors, self.lora.scaling, transposed=self.transposed)
+        scaling = self.lora.scaling
+        return {name: merge(parts, scaling, transposed=self.transposed) for name, parts in unmerged(self.tensors)}
 
     def check_merged(self, folder: Path, model: PreTrainedModel) -> None:
         """Compare what the saved model answers with what the model in training does.

@@ -52,14 +52,19 @@ def load_model(config: TrainConfig, prepared: PreparedData, *, verify: bool) -> 
             "use the tokenizer that belongs to the model, or set vocab_size in model.config",
             stage=config.stage,
         )
+    make_trainable(model, config)
+    model.config.use_cache = False
+    return network
+
+
+def make_trainable(model: PreTrainedModel, config: TrainConfig) -> None:
+    """What the stage asks for of each model that it trains: an adapter, no dropout, gradient checkpointing."""
     if config.lora is not None:
         add_adapter(model, config, config.lora)
     if config.type in COMPARING or config.type is StageType.PPO:
         disable_dropout(model)
     if config.recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.config.use_cache = False
-    return network
 
 
 def disable_dropout(model: torch.nn.Module) -> None:

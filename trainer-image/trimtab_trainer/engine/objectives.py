@@ -91,7 +91,10 @@ class Ranked:
 
 
 class BestScores:
-    """Not a loss: the mean score of the best answers, which becomes a reward model's offset."""
+    """Not a loss: the mean score of the best answers, which becomes a reward model's offset.
+
+    A demonstration is the best of its one answer.
+    """
 
     metrics: tuple[str, ...] = ()
 

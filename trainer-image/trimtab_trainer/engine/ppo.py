@@ -86,8 +86,10 @@ class PpoLoop:
         return {"deepspeed": self._models.actor, "critic": self._models.critic, **average}
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Those of the result, on rank 0: the average's, where one is kept. Collective."""
-        return self.average.weights() if self.average else self._models.actor.weights()
+        """Those of the result, on rank 0; an average takes the place of what was trained. Collective."""
+        if self.average:
+            self.average.take_over()
+        return self._models.actor.weights()
 
     @property
     def state(self) -> dict[str, float]:

@@ -74,7 +74,7 @@ def publish_result(
             adapter.check_merged(draft, reloaded)
             adapter.write(folder / f"{draft.name}-adapter", lineage)
         moved = _measure_change(config, engine.module, weights)
-        write_card(draft, config, prepared, lineage, outcome.rows, moved, calibrated)
+        write_card(draft, config, prepared, lineage, outcome, moved, calibrated)
         digest = manifest.seal(draft, kind, lineage.model_dump(mode="json", by_alias=True))
         fence.check()
         if adapter is not None:

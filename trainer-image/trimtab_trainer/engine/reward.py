@@ -1,4 +1,7 @@
-"""A reward model: a scalar head on a language model's backbone, and an offset that makes the best answers' mean 0."""
+"""A reward model: a scalar head on a language model's backbone, and an offset that makes good answers' mean 0.
+
+Good answers are the stage's demonstrations; without any, the best ones of its data.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import torch
 
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import PreparedInfo, Row
+from trimtab_trainer.engine.lora import is_transposed, merge, unmerged
 from trimtab_trainer.engine.model import DTYPES
 from trimtab_trainer.engine.rollout import Episode, episode, random_key
 from trimtab_trainer.engine.setup import Engine
@@ -54,6 +55,7 @@ class VllmSampler:
         check_rollout(rollout, config.stage, accelerator=engine.device.type != "cpu")
         self._engine, self._rollout = engine, rollout
         self._seed, self._end_id = config.recipe.seed, info.end_of_turn_id
+        self._scaling = config.lora.scaling if config.lora else 1.0
         self._synced: int | None = None
         self._on_cpu = engine.device.type == "cpu"
         os.environ.update(_ENVIRONMENT | (_ON_CPU if self._on_cpu else {}))
@@ -131,23 +133,33 @@ class VllmSampler:
         self._synced = version
 
     def _load(self) -> None:
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._tensors()})
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every parameter and persistent buffer, whole while it is at hand; a tied one under each of its names."""
-        module = self._engine.module
-        sharded = self._engine.deepspeed.zero_optimization_stage() == 3
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-                yield name, parameter.data
-        persistent = module.state_dict().keys()
-        yield from ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
+        pairs = present_tensors(self._engine, self._scaling)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
 
     def _episode(self, prompt: Row, answer: Any) -> Episode:
         found = answer.outputs[0]
         tokens = np.array(found.token_ids, dtype=np.int32)
         log_probs = [step[token].logprob for step, token in zip(found.logprobs, found.token_ids, strict=True)]
         return episode(prompt, tokens, self._end_id, np.array(log_probs, dtype=np.float32))
+
+
+def present_tensors(engine: Engine, scaling: float) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and persistent buffer, whole while it is at hand; a tied one under each of its names.
+
+    An adapter is merged into each of its targets on the way; the weights in training stay as they are.
+
+    Args:
+        engine: of the model in training.
+        scaling: of its adapter, if it has one.
+    """
+    module = engine.module
+    sharded = engine.deepspeed.zero_optimization_stage() == 3
+    transposed = is_transposed(module)
+    for name, parts in unmerged(dict(module.named_parameters(remove_duplicate=False))):
+        with deepspeed.zero.GatheredParameters(parts, enabled=sharded):
+            yield name, merge([part.detach() for part in parts], scaling, transposed=transposed)
+    persistent = module.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
 
 
 @contextmanager

@@ -69,8 +69,8 @@ class Engine:
 
     def __init__(self, network: Network, config: TrainConfig) -> None:
         self._recipe = config.recipe
-        # weights of 4 bits are frozen: made again from the start's, the same bit for bit, so no checkpoint has them
-        self._is_quantized = config.lora is not None and config.lora.quantization is not None
+        # frozen weights are the start's, those of 4 bits made again from them bit for bit, so no checkpoint has them
+        self._is_adapter = config.lora is not None
         optimizer = build_optimizer(parameter_groups(network, config.recipe.weight_decay), config.recipe)
         self._unsharded_norm: torch.Tensor | None = None
         settings = engine_config(config)
@@ -102,15 +102,13 @@ class Engine:
 
     def save(self, folder: str, name: str) -> None:
         """Write DeepSpeed's files into `folder/name`; collective."""
-        self.deepspeed.save_checkpoint(
-            folder, tag=name, save_latest=False, exclude_frozen_parameters=self._is_quantized
-        )
+        self.deepspeed.save_checkpoint(folder, tag=name, save_latest=False, exclude_frozen_parameters=self._is_adapter)
 
     def load(self, folder: str, name: str) -> None:
         """Read them; collective. The environment forbids torch to unpickle anything but tensors and these few."""
         with torch.serialization.safe_globals(universal.SAFE):
             self.deepspeed.load_checkpoint(
-                folder, tag=name, load_lr_scheduler_states=False, load_module_strict=not self._is_quantized
+                folder, tag=name, load_lr_scheduler_states=False, load_module_strict=not self._is_adapter
             )
 
     def load_resized(self, folder: str, name: str, scratch: Path, group: Group, beat: Callable[[], None]) -> None:

@@ -146,10 +146,11 @@ class Trainer:
         return best.step
 
     def _offset(self) -> float | None:
-        """Of a reward model: the mean score of the best answers of the data."""
+        """Of a reward model: the mean score of the demonstrations; without any, of the best answers of the data."""
         if self._config.type is not StageType.REWARD:
             return None
-        scores = Loop(self._engine, self._group, self._prepared, self._config, BestScores(), self._told_to_stop)
+        centred_on = self._prepared.demonstrations or self._prepared
+        scores = Loop(self._engine, self._group, centred_on, self._config, BestScores(), self._told_to_stop)
         return scores.validate(0, self._beat)["loss"]
 
     def _calibration(self) -> Calibration | None:

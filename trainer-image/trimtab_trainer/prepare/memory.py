@@ -17,10 +17,10 @@ processes, z the ZeRO stage (bf16 runs 0 as 1), s = 8 T of AdamW, 0 of SGD; B = 
     reference       c P: `dpo` that asks it in each step; an adapter's is the frozen model
     lora.           the adapted layers' Q weights take NF4 Q in place of c Q, and one of them is whole while it is used
     quantization
-    ppo             the critic's between-steps part and gradients again, reference and reward model c P each (a
-                    verifier has no weights), and while sampling keys and values of all layers, 2 c k L a token, and
+    ppo             the critic's between-steps part and gradients again, the reference as above, the reward model c P
+                    (a verifier has no weights), and while sampling keys and values of all layers, 2 c k L a token, and
                     28 V bytes of logits a row
-    ppo.ema         4 P of host memory, on the first process
+    ppo.ema         4 T of host memory, on the first process
     vLLM            its share of the accelerator's memory, between rollouts too unless it sleeps; without one, and where
                     that memory is not known, c P and the keys and values of a step's answers
 
@@ -113,8 +113,8 @@ def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activati
     if stage.type is StageType.DPO and not adapter and recipe.epochs == 1:
         frozen += whole
     if stage.type is StageType.PPO:
-        frozen += (1 if stage.verifier else 2) * whole + _average(stage, shape)
-        critic = engine_memory(stage, shape.parameters, shape.parameters)
+        frozen += (0 if adapter else whole) + (0 if stage.verifier else whole) + _average(stage, shape)
+        critic = engine
         always, sampling = _sampling(stage, shape, rows, row)
         frozen += always
     heap = 1 if stage.accelerator else HEAP
@@ -160,8 +160,9 @@ def _packed(stage: PrepareStage, shape: ModelShape, width: int) -> float:
 
 
 def _average(stage: PrepareStage, shape: ModelShape) -> float:
-    """The policy's averaged weights: in host memory."""
-    return 4 * shape.parameters if stage.ppo and stage.ppo.ema and not stage.accelerator else 0
+    """The policy's averaged weights, those that are trained: in host memory."""
+    averages = stage.ppo is not None and stage.ppo.ema is not None and not stage.accelerator
+    return 4 * (adapter_size(stage, shape) or shape.parameters) if averages else 0
 
 
 def _sampling(stage: PrepareStage, shape: ModelShape, rows: int, row: int) -> tuple[float, float]:

@@ -5,9 +5,8 @@ Its one plan has the rows of all updates in order: update u takes the rows [u M,
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,31 +25,16 @@ from trimtab_trainer.data.store import (
     write_info,
     write_plan,
 )
+from trimtab_trainer.prepare.beside import Beside
 from trimtab_trainer.prepare.rows import Mixture
 from trimtab_trainer.prepare.sources import DataSet
 from trimtab_trainer.prepare.tokens import Tokenized, tokenize
 from trimtab_trainer.settings import Loss, OnTooLong
 
 
-@dataclass(frozen=True)
-class Mix:
-    """A mix that was written."""
-
-    info: PreparedInfo
-    tokenized: Tokenized
-    store: TokenStore
-    longest_row: int
-
-    def counted_with(self, prompts: PreparedInfo) -> PreparedInfo:
-        """The stage's information, with what was dropped or cut of the mix as well."""
-        by_cause = Counter(prompts.dropped_by_cause) + Counter(self.info.dropped_by_cause)
-        counts = {"dropped": by_cause.total(), "dropped_by_cause": dict(by_cause)}
-        return prompts.model_copy(update={**counts, "truncated": prompts.truncated + self.info.truncated})
-
-
 def prepare_mix(
     stage: PrepareStage, sets: Sequence[DataSet], encoder: EncoderSettings, info: PreparedInfo, draft: Path
-) -> Mix:
+) -> Beside:
     """Tokenize the mix, and plan the rows of each update.
 
     Args:
@@ -92,7 +76,7 @@ def prepare_mix(
         }
     )
     write_info(folder, its_info)
-    return Mix(its_info, tokenized, store, plan.longest)
+    return Beside(its_info, tokenized, store, plan.longest)
 
 
 def _as_sft(stage: PrepareStage, sets: Sequence[DataSet], dropped: int) -> PrepareStage:

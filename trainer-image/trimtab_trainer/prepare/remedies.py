@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from trimtab_trainer.config import PrepareStage, StageType
+from trimtab_trainer.config import PrepareStage
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.ppo_settings import RolloutEngine
 from trimtab_trainer.settings import Lora
@@ -106,7 +106,7 @@ _Change = tuple[PrepareStage, dict[str, str]]
 
 def _changes(stage: PrepareStage, *, from_weights: bool) -> Iterator[_Change]:
     adapters = [(stage, dict[str, str]())]
-    if from_weights and stage.lora is None and stage.type is not StageType.PPO:
+    if from_weights and stage.lora is None:
         adapters.append((stage.model_copy(update={"lora": Lora()}), {"lora": "{}"}))
     for shorter, (adapted, learnt) in product(_lengths(stage), adapters):
         length = {f"{stage.type}.maxLength": str(shorter)} if shorter < stage.max_length else {}

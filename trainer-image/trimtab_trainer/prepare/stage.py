@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import structlog
 
@@ -30,6 +30,7 @@ from trimtab_trainer.data.tokenizer import (
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.lora_targets import choose_targets, require_bitsandbytes
 from trimtab_trainer.ppo_settings import Ppo
+from trimtab_trainer.prepare.demonstrations import prepare_demonstrations
 from trimtab_trainer.prepare.estimate import memory_need, seconds
 from trimtab_trainer.prepare.mix import prepare_mix
 from trimtab_trainer.prepare.models import check_fit, complete_config
@@ -74,6 +75,30 @@ class Origin:
     longest: int
 
 
+@dataclass(frozen=True)
+class _Fetched:
+    """A stage's data sets."""
+
+    own: Sequence[DataSet]
+    """Those of `sources_of`."""
+    mix: Sequence[DataSet]
+    demonstrations: Sequence[DataSet]
+
+    @classmethod
+    def of(cls, stage: PrepareStage, scratch: Path) -> Self:
+        """Fetch them into `scratch`."""
+        return cls(
+            fetch_all(sources_of(stage), scratch / "data"),
+            fetch_all(stage.pretraining_mix, scratch / "mix"),
+            fetch_all(stage.demonstrations, scratch / "demonstrations"),
+        )
+
+    @property
+    def identity(self) -> list[Any]:
+        """What all of them are."""
+        return [data.identity() for data in (*self.own, *self.mix, *self.demonstrations)]
+
+
 class _Remembered(Contract):
     """What `by-input/<key>.json` holds, for the next run with the same inputs."""
 
@@ -100,9 +125,8 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
         check_rollout(stage.ppo.rollout, stage.name, accelerator=stage.accelerator)
     if stage.verifier:
         build_check(stage.verifier)
-    sets = fetch_all(sources_of(stage), scratch / "data")
-    mixed = fetch_all(stage.pretraining_mix, scratch / "mix")
-    note = prepared / "by-input" / f"{_input_key(stage, origin, sets, mixed)}.json"
+    data = _Fetched.of(stage, scratch)
+    note = prepared / "by-input" / f"{_input_key(stage, origin, data)}.json"
     if note.is_file():
         remembered = _Remembered.model_validate_json(note.read_bytes())
         digest = remembered.stage.digest
@@ -110,7 +134,7 @@ def prepare_stage(stage: PrepareStage, origin: Origin, prepared: Path, scratch: 
             log.info("prepared data found again: nothing is computed", stage=stage.name, digest=digest)
             return _report(stage, origin, remembered, prepared, reused=True)
         log.warning("prepared data are gone or damaged: made again", stage=stage.name, digest=digest)
-    made = _make(stage, origin, sets, mixed, prepared, fresh_folder(scratch / "draft"))
+    made = _make(stage, origin, data, prepared, fresh_folder(scratch / "draft"))
     write_atomically(note, made.model_dump_json(by_alias=True))
     return _report(stage, origin, made, prepared, reused=False)
 
@@ -133,18 +157,14 @@ def _check_mixture(stage: PrepareStage) -> None:
 def _check_quantization(stage: PrepareStage) -> None:
     """Whether the weights below an adapter can be held in 4 bits: this is the image that will train."""
     require_bitsandbytes()
+    if stage.type is StageType.PPO:
+        raise BadConfiguration("lora.quantization: a ppo stage holds its weights in its own precision; remove it")
     if stage.zero_stage == 3:
         raise BadConfiguration("lora.quantization: zeroStage 3 would shard what is packed; set zeroStage to 2")
 
 
-def _make(
-    stage: PrepareStage,
-    origin: Origin,
-    sets: Sequence[DataSet],
-    mixed: Sequence[DataSet],
-    prepared: Path,
-    draft: Path,
-) -> _Remembered:
+def _make(stage: PrepareStage, origin: Origin, data: _Fetched, prepared: Path, draft: Path) -> _Remembered:
+    sets = data.own
     if origin.tokenizer is not None:
         copy_tokenizer(origin.tokenizer, draft / "tokenizer")
     elif origin.train is not None:
@@ -192,19 +212,22 @@ def _make(
     )
     sample = _sample(sets, tokenized, store, tokenizer, shows_loss=not prompts)
     mix_tokens, longest_row = 0, planned.longest_row
-    if mixed:
-        mix = prepare_mix(stage, mixed, encoder, info, draft)
-        sample += "\n=== pretraining mix\n" + _sample(mixed, mix.tokenized, mix.store, tokenizer, shows_loss=True)
+    if data.mix:
+        mix = prepare_mix(stage, data.mix, encoder, info, draft)
+        sample += "\n=== pretraining mix\n" + _sample(data.mix, mix.tokenized, mix.store, tokenizer, shows_loss=True)
         info = mix.counted_with(info)
         mix_tokens, longest_row = mix.info.tokens, max(longest_row, mix.longest_row)
+    if data.demonstrations:
+        made = prepare_demonstrations(stage, data.demonstrations, encoder, info, draft)
+        shown = _sample(data.demonstrations, made.tokenized, made.store, tokenizer, shows_loss=False)
+        sample += "\n=== demonstrations\n" + shown
+        info = made.counted_with(info)
     write_info(draft, info)
     (draft / "model_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     (draft / "sample.txt").write_text(sample, encoding="utf-8")
     log.info("data recognised", stage=stage.name)
     print(sample, flush=True)  # many lines, to be read as they are
-    digest = manifest.seal(
-        draft, "prepared", {"tokenizer": info.tokenizer_digest, "data": [s.identity() for s in (*sets, *mixed)]}
-    )
+    digest = manifest.seal(draft, "prepared", {"tokenizer": info.tokenizer_digest, "data": data.identity})
     publish_addressed(draft, prepared, digest)
     found = PreparedStage(
         digest=digest,
@@ -253,7 +276,7 @@ def _texts(stage: PrepareStage, sets: Sequence[DataSet]) -> Iterator[str]:
             yield from texts_of(record)
 
 
-def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], mixed: Sequence[DataSet]) -> str:
+def _input_key(stage: PrepareStage, origin: Origin, data: _Fetched) -> str:
     """Hex sha256 of all that the prepared folder follows from."""
     inputs = {
         "version": [PREPARE_VERSION, *(version(library) for library in _LIBRARIES)],
@@ -261,10 +284,11 @@ def _input_key(stage: PrepareStage, origin: Origin, sets: Sequence[DataSet], mix
         "recipe": stage.recipe.model_dump(mode="json", include=_RECIPE_KEYS),
         "fraction": stage.validation.fraction if stage.validation else None,
         "mixture": [source.model_dump(mode="json", include=_SOURCE_KEYS) for source in sources_of(stage)],
-        "data": [data.identity() for data in sets],
+        "data": [each.identity() for each in data.own],
         "answer": stage.max_new_tokens,
         "verifier": stage.verifier.model_dump(mode="json") if stage.verifier else None,
-        "pretraining_mix": _mix_key(stage, mixed) if mixed else None,
+        "pretraining_mix": _mix_key(stage, data.mix) if data.mix else None,
+        "demonstrations": [each.identity() for each in data.demonstrations],
         "tokenizer": tokenizer_digest(origin.tokenizer) if origin.tokenizer else None,
         "train": origin.train.model_dump(mode="json") if origin.train else None,
         "config": [origin.config, None if origin.complete else origin.longest],
