@@ -158,7 +158,8 @@ def test_p7_ppo_on_the_sft_model_starts_at_ratio_1_and_kl_0_and_its_reference_is
     merged = AutoModelForCausalLM.from_pretrained(run.folder / "model").eval()
     ids = torch.arange(20)[None]
     torch.testing.assert_close(merged(ids).logits, with_adapter(ids).logits, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(merged(ids).logits, model.eval()(ids).logits, atol=1e-4), "it has learnt"
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert not torch.equal(weights_of(run)[name], weights_of(tuned)[name].float()), "it has learnt"
     assert '"rank": 4' in (run.folder / "model" / "README.md").read_text()
 
 
