@@ -110,6 +110,12 @@ def _verified(**verifier: Any) -> Manifest:
     return job(stages=[{"name": "a", "pretrain": _TEXT}, _ppo(rewardFrom=None, ppo={"verifier": verifier})])
 
 
+def _watched(name: str) -> Manifest:
+    """A policy with early stopping by the model of that stage."""
+    validation = {**_TEXT, "everySteps": 5, "earlyStopping": {"heldOutRewardFrom": name}}
+    return job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(ppo={"validation": validation})])
+
+
 def _sft(*sources: Manifest) -> Manifest:
     return _stage(1, sft={"data": [{"uri": "pvc://models/chat.jsonl", **source} for source in sources]})
 
@@ -254,6 +260,26 @@ REFUSED = (
         "a tolerance below 0",
         _verified(numericAnswer={"absoluteTolerance": -1}),
         ("spec.stages[1].ppo.verifier.numericAnswer.absoluteTolerance",),
+    ),
+    Refused(
+        "a watcher that is no reward model",
+        _watched("a"),
+        ("spec", "ppo.validation.earlyStopping.heldOutRewardFrom must name a stage of type reward"),
+    ),
+    Refused(
+        "a watcher that comes later",
+        _edited(lambda m: m["spec"]["stages"].append(_reward(name="later")), lambda: _watched("later")),
+        ("spec", "ppo.validation.earlyStopping.heldOutRewardFrom must name an earlier stage"),
+    ),
+    Refused(
+        "a watcher that is learnt from",
+        _watched("score"),
+        ("spec.stages[2].ppo", "heldOutRewardFrom must name another stage than rewardFrom"),
+    ),
+    Refused(
+        "a watcher without measurements",
+        _edited(lambda m: m["spec"]["stages"][-1]["ppo"]["validation"].pop("everySteps"), lambda: _watched("score")),
+        ("spec.stages[2].ppo.validation", "earlyStopping compares measurements of the held-out score; add everySteps"),
     ),
     Refused(
         "a policy of 4 bits",

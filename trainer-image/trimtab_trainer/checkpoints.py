@@ -35,6 +35,7 @@ class Identity(Contract):
     lora: Lora | None = None
     preference: Preference | None = None
     reward: Digest | None = None
+    held_out_reward: Digest | None = None
     ppo: Ppo | None = None
     early_stopping: EarlyStopping | None = None
     validation_every_steps: int | None = None
@@ -44,12 +45,15 @@ class Identity(Contract):
 
 
 class Best(Contract):
-    """The best measurement of the validation loss so far."""
+    """The best measurement of what is held out so far."""
 
     step: int
     loss: float
+    """The validation loss; of `ppo` the held-out score with its sign turned."""
+    reward: float | None = None
+    """Of `ppo`: the mean score of the same answers by what the policy learns from."""
     measured_since: int = 0
-    """Measurements after it, none of which was an improvement."""
+    """Measurements in a row that ask for an end: none of them was an improvement, and of `ppo` each was gamed."""
 
 
 class TrainerState(Contract):
@@ -80,9 +84,10 @@ def identity(config: TrainConfig) -> Identity:
         reference=config.reference.digest if config.reference else None,
         preference=config.preference,
         reward=config.reward.digest if config.reward else None,
+        held_out_reward=config.held_out_reward.digest if config.held_out_reward else None,
         ppo=config.ppo,
         early_stopping=config.early_stopping,
-        validation_every_steps=config.validation_every_steps if config.early_stopping else None,
+        validation_every_steps=config.validation_every_steps if config.stops_early else None,
         recipe=config.recipe,
         lora=config.lora,
         precision=config.precision,

@@ -173,6 +173,8 @@ class PrepareStage(Contract):
     lora: Lora | None = None
     reward_stage: str | None = None
     """Of `ppo`: the stage of its reward model, which must have the same tokenizer; absent with a verifier."""
+    held_out_reward_stage: str | None = None
+    """Of `ppo` with early stopping: the stage of the model that watches, of the same tokenizer."""
     ppo: Ppo | None = None
     """Of `ppo`; absent in other stages."""
     pretraining_mix: list[DataSource] = []
@@ -234,6 +236,8 @@ class TrainConfig(Contract):
     """Of `dpo`; absent in other stages."""
     reward: Artifact | None = None
     """Of `ppo` without a verifier: the reward model, from which the critic starts too."""
+    held_out_reward: Artifact | None = None
+    """Of `ppo` with early stopping: the reward model that watches, and that nothing learns from."""
     ppo: Ppo | None = None
     """Of `ppo`; absent in other stages."""
     checkpoint: Checkpoint = Checkpoint()
@@ -250,6 +254,11 @@ class TrainConfig(Contract):
     progress_port: int = 8080
     images: dict[str, str] = {}
     """Image by role, for the lineage in the manifest."""
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether measurements of what is held out decide on the end and on the weights of the result."""
+        return self.early_stopping is not None or (self.ppo is not None and self.ppo.early_stopping is not None)
 
 
 class PreparedStage(Contract):

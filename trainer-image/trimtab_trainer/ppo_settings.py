@@ -78,6 +78,25 @@ EmaDecay = Annotated[
 ]
 
 
+GamedPatience = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1000,
+        description="Stop after so many measurements in a row in which the reward is above and the held-out score "
+        "below that of the best one; 3 by default.",
+    ),
+]
+MinimumFall = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1e6,
+        description="The held-out score is below the best when it is lower by more than this; 0 by default.",
+    ),
+]
+
+
 class KlPenalty(Contract):
     """What holds the policy to its starting weights."""
 
@@ -139,6 +158,13 @@ class Ema(Contract):
     decay: EmaDecay = 0.992
 
 
+class HeldOutReward(Contract):
+    """Stop where the reward rises and the score of another reward model falls, and take the weights before."""
+
+    patience: GamedPatience = 3
+    minimum_fall: MinimumFall = 0.0
+
+
 class Ppo(Contract):
     """How a `ppo` stage learns from what it samples."""
 
@@ -155,6 +181,7 @@ class Ppo(Contract):
     gae_lambda: GaeLambda = 0.95
     pretraining_mix: PretrainingMix | None = None
     ema: Ema | None = None
+    early_stopping: HeldOutReward | None = None
 
     def updates(self, prompts: int) -> int:
         """Updates of a step of so many prompts."""

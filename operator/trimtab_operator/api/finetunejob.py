@@ -10,6 +10,7 @@ from trimtab_operator.api.base import ApiModel, ArtifactUri, Name, StageName, li
 from trimtab_operator.api.data import BaseModelSource
 from trimtab_operator.api.modelendpoint import Engine
 from trimtab_operator.api.pod import Resources
+from trimtab_operator.api.ppo import HAS_HELD_OUT, HELD_OUT
 from trimtab_operator.api.stage import STAGE_RULES, Stage, StageDefaults
 from trimtab_operator.api.status import FineTuneJobStatus
 
@@ -79,16 +80,26 @@ _PPO_STARTS = (
     "self.stages.all(s, !has(s.ppo) || has(s.from) || has(self.model.uri))",
     "a ppo stage starts from a model, which is its reference too; give from, or model.uri",
 )
-_PPO_REWARD = (
-    "self.stages.all(s, !has(s.ppo) || !has(s.ppo.rewardFrom)"
-    " || self.stages.exists(e, has(e.reward) && e.name == s.ppo.rewardFrom))",
-    "ppo.rewardFrom must name a stage of type reward of this job",
-)
-_PPO_REWARD_EARLIER = (
-    "self.stages.all(s, !has(s.ppo) || !has(s.ppo.rewardFrom) || self.stages.filter(e, e.name == s.name"
-    " || e.name == s.ppo.rewardFrom)[0].name == s.ppo.rewardFrom)",
-    "ppo.rewardFrom must name an earlier stage of the list",
-)
+
+
+def _names_reward_stage(field: str, given: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """A field of `ppo`, where it is given, names a stage of type reward, and an earlier one."""
+    return (
+        (
+            f"self.stages.all(s, !has(s.ppo) || !({given})"
+            f" || self.stages.exists(e, has(e.reward) && e.name == s.ppo.{field}))",
+            f"ppo.{field} must name a stage of type reward of this job",
+        ),
+        (
+            f"self.stages.all(s, !has(s.ppo) || !({given}) || self.stages.filter(e, e.name == s.name"
+            f" || e.name == s.ppo.{field})[0].name == s.ppo.{field})",
+            f"ppo.{field} must name an earlier stage of the list",
+        ),
+    )
+
+
+_PPO_REWARD = _names_reward_stage("rewardFrom", "has(s.ppo.rewardFrom)")
+_PPO_HELD_OUT = _names_reward_stage(HELD_OUT, HAS_HELD_OUT.format("s.ppo"))
 _PPO_QUANTIZED = (
     "self.stages.all(s, !has(s.ppo) || !has(s.lora) || !has(s.lora.quantization))",
     "a ppo stage holds its weights in its own precision; remove lora.quantization",
@@ -181,8 +192,8 @@ class FineTuneJobSpec(ApiModel):
             _REWARD_ENDS,
             _REWARD_NOT_SERVED,
             _PPO_STARTS,
-            _PPO_REWARD,
-            _PPO_REWARD_EARLIER,
+            *_PPO_REWARD,
+            *_PPO_HELD_OUT,
             _PPO_QUANTIZED,
             _LORA_STARTS,
             _SAME_STAGES,

@@ -13,32 +13,9 @@ from trimtab_operator.api.data import (
     LossValidation,
     MixtureSources,
     TaskValidation,
-    Validation,
 )
 from trimtab_operator.api.pod import PodShape
-from trimtab_operator.api.verifier import Verifier
-from trimtab_trainer.ppo_settings import (
-    ClipRange,
-    Discount,
-    EmaDecay,
-    GaeLambda,
-    GpuMemoryUtilization,
-    ImportanceCap,
-    KlCoefficient,
-    KlHorizon,
-    KlMaximum,
-    KlTarget,
-    MaxNewTokens,
-    Minibatches,
-    MissingEndReward,
-    Passes,
-    PretrainingCoefficient,
-    PretrainingRows,
-    RolloutEngine,
-    Sleep,
-    Temperature,
-    ValueClipRange,
-)
+from trimtab_operator.api.ppo import Ppo
 from trimtab_trainer.settings import (
     Beta,
     ClipNorm,
@@ -240,110 +217,6 @@ class Reward(ApiModel):
     on_too_long: OnTooLong | None = Field(
         default=None, description="fail (default), truncate or drop a record with a text of more than maxLength tokens."
     )
-
-
-class KlPenalty(ApiModel):
-    """What holds the policy to its starting weights."""
-
-    coefficient: KlCoefficient | None = None
-    target: KlTarget | None = None
-    horizon: KlHorizon | None = None
-    maximum: KlMaximum | None = None
-
-
-class Vllm(ApiModel):
-    """Of sampling with vLLM."""
-
-    gpu_memory_utilization: GpuMemoryUtilization | None = None
-    sleep: Sleep | None = None
-    importance_cap: ImportanceCap | None = None
-
-
-class PpoRollout(ApiModel):
-    """How answers are sampled."""
-
-    model_config = ApiModel.model_config | {
-        "json_schema_extra": rules(
-            (
-                "!has(self.vllm) || (has(self.engine) && self.engine == 'vllm')",
-                "rollout.vllm belongs to engine: vllm; set that, or remove it",
-            )
-        )
-    }
-
-    engine: RolloutEngine | None = Field(
-        default=None, description="transformers (the model in training itself, default) or vllm, an engine beside it."
-    )
-    vllm: Vllm | None = Field(default=None, description="Of engine: vllm.")
-    max_new_tokens: MaxNewTokens | None = None
-    temperature: Temperature | None = None
-    missing_end_reward: MissingEndReward | None = None
-
-
-class Critic(ApiModel):
-    """The model of the value; it starts from the reward model, else from the stage's weights with a head of zeros."""
-
-    learning_rate: LearningRate | None = None
-
-
-class PretrainingMix(ApiModel):
-    """PPO-ptx: gradients of a language model are added to those of each update, before clipping."""
-
-    data: DataSources = Field(
-        description="Running text, or conversations, of which the assistant's turns bear loss; longer ones than "
-        "maxLength are cut."
-    )
-    coefficient: PretrainingCoefficient
-    rows_per_update: PretrainingRows | None = None
-
-
-class Ema(ApiModel):
-    """An exponential moving average of the policy's weights, from the starting weights on."""
-
-    decay: EmaDecay | None = None
-
-
-class Ppo(ApiModel):
-    """Proximal policy optimisation: the model answers prompts, and learns from the scores of its answers."""
-
-    model_config = ApiModel.model_config | {
-        "json_schema_extra": rules(
-            ("has(self.rewardFrom) != has(self.verifier)", "give exactly one of rewardFrom and verifier")
-        )
-    }
-
-    reward_from: StageName | None = Field(
-        default=None, description="Earlier stage of type reward, whose model scores the answers."
-    )
-    verifier: Verifier | None = Field(
-        default=None, description="Says whether an answer is right, without a model; in place of rewardFrom."
-    )
-    prompts: DataSources = Field(
-        description="Prompts, or conversations, whose last answer is left off; with a verifier that compares, each "
-        "record has the reference in a field beside."
-    )
-    validation: Validation | None = Field(default=None, description="Held-out prompts.")
-    kl: KlPenalty | None = Field(default=None, description="What holds the policy to its starting weights.")
-    rollout: PpoRollout | None = Field(default=None, description="How answers are sampled.")
-    critic: Critic | None = Field(default=None, description="The model of the value.")
-    minibatches: Minibatches | None = None
-    passes: Passes | None = None
-    clip_range: ClipRange | None = None
-    value_clip_range: ValueClipRange | None = None
-    discount: Discount | None = None
-    gae_lambda: GaeLambda | None = None
-    pretraining_mix: PretrainingMix | None = Field(
-        default=None, description="Data whose next-token loss is learnt beside, against forgetting (PPO-ptx)."
-    )
-    ema: Ema | None = Field(default=None, description="Average the policy's weights; the average becomes the result.")
-    max_length: MaxLength | None = None
-    on_invalid: OnInvalid | None = Field(default=None, description="fail (default) or drop an invalid record.")
-    max_dropped: MaxDropped | None = None
-
-    @property
-    def data(self) -> list[DataSource]:
-        """The prompts, as other tasks name their data."""
-        return self.prompts
 
 
 Task = Pretrain | Sft | Dpo | Reward | Ppo

@@ -8,7 +8,8 @@ from typing import Any
 from trimtab_operator.api.data import LossValidation, Validation
 from trimtab_operator.api.finetunejob import FineTuneJob, Rollout
 from trimtab_operator.api.pod import PodShape
-from trimtab_operator.api.stage import Dpo, Ppo
+from trimtab_operator.api.ppo import Ppo
+from trimtab_operator.api.stage import Dpo
 from trimtab_operator.api.status import ArtifactStatus, Images, StageStatus
 from trimtab_operator.core import podtemplate
 from trimtab_operator.core.kube import CONFIGMAP, JOB, MODELENDPOINT, SERVICE, Kind, Object
@@ -83,14 +84,17 @@ def train_objects(
     stage: Effective,
     status: StageStatus,
     model: ArtifactStatus | None,
-    reward: ArtifactStatus | None,
+    results: Mapping[str, ArtifactStatus],
     images: Images,
     settings: Settings,
 ) -> list[Object]:
-    """ConfigMap, headless Service and Indexed Job of one attempt of a stage. `model`: its starting weights."""
+    """ConfigMap, headless Service and Indexed Job of one attempt of a stage.
+
+    `model`: its starting weights. `results`: of the stages that are done, by name.
+    """
     attempt = status.attempt
     image = stage.stage.image or images.trainer
-    config = train_config(obj, job, stage, status, model, reward, image, settings)
+    config = train_config(obj, job, stage, status, model, results, image, settings)
     labels = _labels(obj, stage.name, attempt)
     root = podtemplate.claim_of(job.spec.artifacts.uri) or ""
     claims = {root: False} | dict.fromkeys(_claims(model) - {root}, True)
@@ -125,7 +129,7 @@ def train_config(
     stage: Effective,
     status: StageStatus,
     model: ArtifactStatus | None,
-    reward: ArtifactStatus | None,
+    results: Mapping[str, ArtifactStatus],
     image: str,
     settings: Settings,
 ) -> TrainConfig:
@@ -136,6 +140,7 @@ def train_config(
     digest = status.prepared.digest
     validation = stage.task.validation
     start = Artifact(uri=model.uri, digest=model.digest) if model else None
+    ppo = stage.task if isinstance(stage.task, Ppo) else None
     return TrainConfig(
         job=_identity(obj),
         stage=stage.name,
@@ -145,7 +150,8 @@ def train_config(
         prepared=Artifact(uri=f"{root}/prepared/{digest.removeprefix('sha256:')}", digest=digest),
         model=start,
         reference=start if isinstance(stage.task, Dpo | Ppo) else None,
-        reward=Artifact(uri=reward.uri, digest=reward.digest) if reward else None,
+        reward=_result(ppo.reward_from if ppo else None, results),
+        held_out_reward=_result(ppo.held_out_reward_from if ppo else None, results),
         ppo=stage.ppo,
         recipe=stage.recipe,
         lora=stage.lora,
@@ -162,6 +168,11 @@ def train_config(
         progress_port=PROGRESS_PORT,
         images={"trainer": image},
     )
+
+
+def _result(name: str | None, results: Mapping[str, ArtifactStatus]) -> Artifact | None:
+    """Of the stage of that name, where one is named."""
+    return Artifact(uri=results[name].uri, digest=results[name].digest) if name else None
 
 
 def _early_stopping(validation: Validation | None) -> EarlyStopping | None:

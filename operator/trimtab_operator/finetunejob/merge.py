@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab_operator.api import stage as api
+from trimtab_operator.api import ppo as api
 from trimtab_operator.api.finetunejob import FineTuneJobSpec
 from trimtab_operator.api.stage import STAGE_TYPES, Stage, Task
 from trimtab_operator.core.quantity import number
@@ -51,6 +51,9 @@ class Effective:
 
 def _ppo(task: api.Ppo) -> Ppo:
     given = task.model_dump(exclude_none=True, exclude={"pretraining_mix": {"data"}})
+    stopping = task.validation and task.validation.early_stopping
+    if stopping:
+        given["early_stopping"] = stopping.model_dump(exclude_none=True, exclude={"held_out_reward_from"})
     return Ppo.model_validate({name: given[name] for name in Ppo.model_fields if name in given})
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from trimtab_operator.api import data as api
 from trimtab_operator.api.base import SecretReference
 from trimtab_operator.api.finetunejob import FineTuneJob
-from trimtab_operator.api.stage import Dpo, Ppo, Pretrain, Reward, Sft, Task
+from trimtab_operator.api.ppo import Ppo
+from trimtab_operator.api.stage import Dpo, Pretrain, Reward, Sft, Task
 from trimtab_operator.api.status import ArtifactStatus
 from trimtab_operator.core.podtemplate import SECRETS_PATH
 from trimtab_operator.finetunejob.merge import Effective, accelerators, process_memory
@@ -61,6 +62,7 @@ def _stage(stage: Effective) -> PrepareStage:
     return PrepareStage(
         name=stage.name,
         reward_stage=task.reward_from if isinstance(task, Ppo) else None,
+        held_out_reward_stage=task.held_out_reward_from if isinstance(task, Ppo) else None,
         ppo=stage.ppo,
         pretraining_mix=[_source(source) for source in mix.data] if mix else [],
         demonstrations=[_source(source) for source in shown or []],

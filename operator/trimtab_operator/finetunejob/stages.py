@@ -70,10 +70,8 @@ def _ending(report: TrainReport) -> str:
     if report.best_step is None:
         return ""
     if report.step < report.total_steps:
-        return (
-            f"stopped early at step {report.step} of {report.total_steps}: validation loss best at {report.best_step}"
-        )
-    return f"validation loss best at step {report.best_step} of {report.total_steps}, whose weights are the result"
+        return f"stopped early at step {report.step} of {report.total_steps}: validation best at {report.best_step}"
+    return f"validation best at step {report.best_step} of {report.total_steps}, whose weights are the result"
 
 
 def after_step(stage: StageStatus, step: Step, stuck: Stuck | None, suspend: bool, now: datetime) -> StageStatus:

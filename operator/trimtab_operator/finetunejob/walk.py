@@ -146,9 +146,9 @@ def _train(situation: Situation, walked: Walked, index: int, stage: Effective) -
     status = walked.stages[index]
     source = next((s.artifact for s in walked.stages if s.name == stage.stage.from_), None)
     model = source if stage.stage.from_ else walked.model
-    reward_from = stage.stage.ppo.reward_from if stage.stage.ppo else None
-    reward = next((s.artifact for s in walked.stages if s.name == reward_from), None)
-    if (stage.stage.from_ and model is None) or (reward_from and reward is None):
+    results = {each.name: each.artifact for each in walked.stages if each.artifact is not None}
+    judges = stage.stage.ppo.reward_stages if stage.stage.ppo else []
+    if (stage.stage.from_ and model is None) or not results.keys() >= set(judges):
         return walked
     role = _role(situation, stage.name, f"stage {stage.name}", Record.of(status), stage.retries)
     step = role.step
@@ -175,7 +175,7 @@ def _train(situation: Situation, walked: Walked, index: int, stage: Effective) -
         role,
         stage.name,
         lambda: manifests.train_objects(
-            situation.obj, situation.job, stage, status, model, reward, situation.images, situation.settings
+            situation.obj, situation.job, stage, status, model, results, situation.images, situation.settings
         ),
     )
 

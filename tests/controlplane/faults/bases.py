@@ -80,6 +80,7 @@ BASES = {
         job(_CONFIG, "reward", last={"from": "casex", "reward": {"data": _DATA, "demonstrations": _DATA}}),
         _policy(),
         _policy(validation={"data": _DATA}),
+        _policy(validation={"data": _DATA, "everySteps": 5, "earlyStopping": {"heldOutRewardFrom": "case"}}),
         *(_verified(kind) for kind in ("exactMatch", "regularExpression", "jsonSchema", "numericAnswer")),
         _policy(rollout={"engine": "vllm", "vllm": {"sleep": True}}),
         _policy(pretrainingMix={"data": _DATA, "coefficient": 1}),

@@ -17,7 +17,7 @@ from trimtab_trainer import manifest
 from trimtab_trainer.checkpoints import Best, Checkpoints, TrainerState, identity
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import VALIDATION, PreparedData
-from trimtab_trainer.engine.early_stopping import Stopper
+from trimtab_trainer.engine.early_stopping import LowestLoss, Stopper, build_stopper
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.settings import EarlyStopping
 from trimtab_trainer.supervisor.fence import Fence
@@ -26,7 +26,7 @@ STEPS, EVERY, PATIENCE = 60, 2, 8
 
 
 def stopper(**settings: Any) -> Stopper:
-    return Stopper(EarlyStopping(**settings))
+    return Stopper(LowestLoss(EarlyStopping(**settings)))
 
 
 def follow(made: Stopper, *losses: float) -> list[bool]:
@@ -34,7 +34,7 @@ def follow(made: Stopper, *losses: float) -> list[bool]:
     told = []
     for i, loss in enumerate(losses):
         assert not made.has_stopped
-        told.append(made.is_improvement(10 * i, loss))
+        told.append(made.is_improvement(10 * i, {"validation_loss": loss}))
     return told
 
 
@@ -77,7 +77,7 @@ def test_it_needs_something_to_measure(tmp_path: Path) -> None:
     config = stages.stage(prepared, early_stopping=EarlyStopping(), validation_every_steps=5)
     info = PreparedData(tmp_path / "volume" / prepared.uri.removeprefix("pvc://models/")).info
     with pytest.raises(BadConfiguration, match="needs held-out rows"):
-        Stopper.of(config, info)
+        build_stopper(config, info)
 
 
 @pytest.fixture(scope="module")

@@ -144,15 +144,19 @@ def test_a_stage_that_needs_a_model_does_not_start_from_random_weights(tmp_path:
     assert run(tmp_path / "root", first, model=model).stages[0].records == 3
 
 
-def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("role", "field"),
+    [("rewardStage", "rewardFrom"), ("heldOutRewardStage", r"earlyStopping\.heldOutRewardFrom")],
+)
+def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path: Path, role: str, field: str) -> None:
     root = tmp_path / "root"
-    chat, policy = after_sft(tmp_path, [{"prompt": "What?"}] * 3, "ppo", rewardStage="score")
+    chat, policy = after_sft(tmp_path, [{"prompt": "What?"}] * 3, "ppo", **{role: "score"})
     digest = run(root, chat).stages[0].digest
     chosen = {"uri": (root / "prepared" / digest.removeprefix("sha256:")).as_uri(), "digest": digest}
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [pair(i) for i in range(9)])
     score = stage("score", "reward", pairs.as_uri(), loss="completion")
     apart = [score, policy | {"fromStage": None, "fromPrepared": chosen}]
-    message = r"tokenizer of rewardFrom \(score\) is another one than the stage's: .*; start both from one model$"
+    message = rf"tokenizer of {field} \(score\) is another one than the stage's: .*; start both from one model$"
     with pytest.raises(BadConfiguration, match=message) as caught:
         run(root, *apart, model={"uri": tiny_model(tmp_path / "model").as_uri()})
     assert caught.value.stage == "next"

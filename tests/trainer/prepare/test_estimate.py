@@ -63,7 +63,10 @@ def test_memory_with_references_by_hand() -> None:
     assert _bytes(type="dpo") == plain + 4_000
     assert _bytes(type="dpo", recipe={"epochs": 2, "globalBatchSize": 1}) == plain, "computed before the first step"
     # critic: 12,000, its gradients, and the frozen models' weights
-    assert _bytes(type="ppo") == plain + 12_000 + 4_000 + 8_000
+    four = plain + 12_000 + 4_000 + 8_000
+    assert _bytes(type="ppo") == four
+    assert _bytes(type="ppo", ppo={"verifier": {"exactMatch": {}}}) == four - 4_000
+    assert _bytes(type="ppo", rewardStage="score", heldOutRewardStage="watch") == four + 4_000
 
 
 def test_memory_of_an_adapter_by_hand() -> None:

@@ -12,7 +12,7 @@ from tests.unit.finetunejob.world import World, spec, stage
 from trimtab_operator.core.kube import Ref
 from trimtab_operator.core.settings import Settings
 from trimtab_trainer.config import STAGE_CONFIG, PrepareConfig, TrainConfig
-from trimtab_trainer.ppo_settings import KlPenalty, Ppo, PretrainingMix, Rollout
+from trimtab_trainer.ppo_settings import HeldOutReward, KlPenalty, Ppo, PretrainingMix, Rollout
 from trimtab_trainer.settings import FewShot, Lora, Preference, Template
 from trimtab_trainer.verifier_settings import Verifier
 
@@ -311,6 +311,36 @@ def test_ppo_with_a_verifier_waits_for_no_reward_model(verifier: dict[str, Any])
     assert config.model is not None
     assert (config.reference, config.reward) == (config.model, None)
     assert config.ppo == told.stages[1].ppo
+
+
+def test_ppo_waits_for_the_reward_model_that_watches_as_well() -> None:
+    pairs = {"reward": {"data": [{"uri": "pvc://models/pairs.jsonl"}]}}
+    stopping = {"heldOutRewardFrom": "watch", "minimumFall": 0.1}
+    validation = {"fraction": 0.1, "everySteps": 4, "earlyStopping": stopping}
+    learning = {"rewardFrom": "score", "prompts": [{"uri": "pvc://models/prompts.jsonl"}], "validation": validation}
+    judges = [{"name": name, "from": "one", **pairs} for name in ("score", "watch")]
+    made = World(spec(stage("one"), *judges, {"name": "policy", "from": "one", "ppo": learning}))
+    made.settle()
+    told = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(told, PrepareConfig)
+    assert (told.stages[3].reward_stage, told.stages[3].held_out_reward_stage) == ("score", "watch")
+    for role in ("prepare", "one", "score"):
+        made.succeed(role)
+        made.settle()
+    assert not made.pods("policy"), "the one that watches is not done"
+    made.succeed("watch")
+    made.settle()
+    config = STAGE_CONFIG.validate_python(made.config("policy"))
+    assert isinstance(config, TrainConfig)
+    assert config.reward is not None
+    assert config.held_out_reward is not None
+    assert config.reward.uri == made.stage("score")["artifact"]["uri"]
+    assert config.held_out_reward.uri == made.stage("watch")["artifact"]["uri"]
+    assert config.validation_every_steps == 4
+    assert config.early_stopping is None
+    assert config.ppo == told.stages[3].ppo
+    assert config.ppo is not None
+    assert config.ppo.early_stopping == HeldOutReward(minimum_fall=0.1)
 
 
 def test_lora_of_defaults_and_stage_goes_to_prepare_and_trainer() -> None:

@@ -65,8 +65,8 @@ def test_one_stage_runs_to_complete() -> None:
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ({"step": 600, "bestStep": 400}, "stopped early at step 600 of 1000: validation loss best at 400"),
-        ({"step": 1000, "bestStep": 900}, "validation loss best at step 900 of 1000, whose weights are the result"),
+        ({"step": 600, "bestStep": 400}, "stopped early at step 600 of 1000: validation best at 400"),
+        ({"step": 1000, "bestStep": 900}, "validation best at step 900 of 1000, whose weights are the result"),
         ({"step": 1000}, ""),
     ],
 )

@@ -60,6 +60,7 @@ def build_loop(
         reference=_reference(config, config.reference, group, engine),
         reward=reward,
         offset=offset,
+        held_out=_held_out(config, group),
     )
     rollouts = RolloutStore(config, group, prepared, fence)
     return PpoLoop(models, group, prepared, config, config.ppo, rollouts, told_to_stop)
@@ -81,6 +82,14 @@ def _critic_and_reward(
     critic, offset = load_scorer(config.reward, config.precision, verify=verify)
     judge, _ = load_scorer(config.reward, config.precision, verify=False)
     return critic, RewardModel(frozen(judge, group.device), offset), offset
+
+
+def _held_out(config: TrainConfig, group: Group) -> RewardModel | None:
+    """The reward model that watches, where there is one."""
+    if config.held_out_reward is None:
+        return None
+    scorer, offset = load_scorer(config.held_out_reward, config.precision, verify=group.is_first_of_pod)
+    return RewardModel(frozen(scorer, group.device), offset)
 
 
 def build_objective(config: TrainConfig, group: Group, engine: Engine, recorder: Recorder | None = None) -> Objective:

@@ -93,7 +93,8 @@ def _steps(lineage: Lineage) -> str:
     done = f"{lineage.step:,}" + (f" of {planned:,}: stopped early" if lineage.step < planned else "")
     if lineage.best_step is None:
         return done
-    return f"{done}; the weights are those of step {lineage.best_step:,}, where the validation loss was best"
+    best = "held-out score" if lineage.identity.type is StageType.PPO else "validation loss"
+    return f"{done}; the weights are those of step {lineage.best_step:,}, where the {best} was best"
 
 
 def _offset(prepared: PreparedData, offset: float | None) -> str:

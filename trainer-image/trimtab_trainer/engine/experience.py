@@ -14,7 +14,7 @@ from trimtab_trainer.data.store import PlanName, PreparedData
 from trimtab_trainer.engine.batches import MicroBatch, collate, in_micro_batches, rows_of_rank
 from trimtab_trainer.engine.distributed import Group
 from trimtab_trainer.engine.objectives import Forward
-from trimtab_trainer.engine.reward import Reward
+from trimtab_trainer.engine.reward import Reward, RewardModel
 from trimtab_trainer.engine.rollout import Episode
 from trimtab_trainer.engine.rollout_check import RolloutCheck
 from trimtab_trainer.engine.samplers import build_sampler
@@ -34,6 +34,8 @@ class Models:
     reward: Reward
     offset: float
     """What a value is less than the critic's score: the offset of the reward model that it starts from, or 0."""
+    held_out: RewardModel | None = None
+    """Scores answers to held-out prompts; nothing learns from it."""
 
 
 @dataclass
@@ -104,6 +106,17 @@ class Judge:
             self.told = self._check.conclude()
         for engine in engines:
             engine.train()
+        return found
+
+    def held_out_scores(self, experience: Sequence[Experience], beat: Callable[[], None]) -> list[float]:
+        """Of each episode, by the reward model that watches; none without one."""
+        if self._models.held_out is None:
+            return []
+        found: list[float] = []
+        for start in range(0, len(experience), self._micro_batch_size):
+            episodes = [each.episode for each in experience[start : start + self._micro_batch_size]]
+            found += self._models.held_out(episodes, self.collate(episodes)).tolist()
+            beat()
         return found
 
     def micro_batches(self, own: Sequence[T], rows: int) -> Iterator[list[T]]:

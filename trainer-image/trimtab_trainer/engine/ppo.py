@@ -20,6 +20,7 @@ from trimtab_trainer.engine.average import WeightAverage
 from trimtab_trainer.engine.batches import Step
 from trimtab_trainer.engine.checkpoint import Saved
 from trimtab_trainer.engine.distributed import Group
+from trimtab_trainer.engine.early_stopping import HELD_OUT_SCORE
 from trimtab_trainer.engine.experience import Experience, Judge, Models
 from trimtab_trainer.engine.loop import StepResult, not_finite
 from trimtab_trainer.engine.pretraining_mix import MixGradients
@@ -137,7 +138,12 @@ class PpoLoop:
             plan: whose rows.
             beat: called after each micro-batch.
         """
-        return self._tell(self._judge.answer(plan, 0, self._prepared.rows(plan), HELD_OUT, beat))
+        experience = self._judge.answer(plan, 0, self._prepared.rows(plan), HELD_OUT, beat)
+        told = self._tell(experience)
+        if self._models.held_out is not None:
+            (total,) = self._group.sum(math.fsum(self._judge.held_out_scores(experience, beat)))
+            told[HELD_OUT_SCORE] = total / self._prepared.rows(plan)
+        return told
 
     def samples(self) -> list[dict[str, str | float]]:
         """Answers to the first held-out prompts, else to the first ones, by this rank; collective."""

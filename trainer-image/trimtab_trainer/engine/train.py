@@ -20,7 +20,7 @@ from trimtab_trainer.engine.batches import Step, plan_steps
 from trimtab_trainer.engine.build import build_loop
 from trimtab_trainer.engine.calibration import Calibration
 from trimtab_trainer.engine.distributed import Group
-from trimtab_trainer.engine.early_stopping import Stopper
+from trimtab_trainer.engine.early_stopping import HELD_OUT_SCORE, build_stopper
 from trimtab_trainer.engine.isolation import check_isolation
 from trimtab_trainer.engine.loop import Loop, StepResult
 from trimtab_trainer.engine.model import DTYPES, flops_per_token, load_model, peak_flops
@@ -71,7 +71,7 @@ class Trainer:
         self._peak_flops = peak * group.size if peak else None
         check_isolation(self._engine, self._prepared, config.stage)
         checkpoint.seed_all(config.recipe.seed, group.rank)
-        self._stopper = Stopper.of(config, self._prepared.info)
+        self._stopper = build_stopper(config, self._prepared.info)
         self._loop = build_loop(config, group, self._prepared, self._engine, self._fence, told_to_stop, self._beat)
         self._told_to_stop = told_to_stop
         self._pace = Pace(agenda_of(config, self._prepared, self._engine.module))
@@ -190,8 +190,7 @@ class Trainer:
         every = self._config.validation_every_steps
         is_best = False
         if is_last or (every is not None and done % every == 0):
-            loss = self._validate(done)
-            is_best = loss is not None and self._stopper.is_improvement(done, loss)
+            is_best = self._stopper.is_improvement(done, self._validate(done))
         is_last = is_last or self._stopper.has_stopped
         # after the last step the result itself is saved, unless this process has to go first
         if result.stop or ((is_best or done % self._config.checkpoint.every_steps == 0) and not is_last):
@@ -247,8 +246,8 @@ class Trainer:
             speed,
         )
 
-    def _validate(self, done: int) -> float | None:
-        """Measure what is held out; returns the validation loss, where there is one."""
+    def _validate(self, done: int) -> dict[str, float]:
+        """Measure what is held out; returns what was found, by name."""
         self._show(done)
         info = self._prepared.info
         means: dict[str, float] = {}
@@ -261,13 +260,13 @@ class Trainer:
             means |= {f"{HELD_OUT_LOSS}/{task}": loss for task, loss in tasks.items()}
         self._pace.validated()
         if not means:
-            return None
+            return means
         self._shown |= means
         self._beat(metrics=self._shown)
         self._write({"step": done, **{key_of(name): value for name, value in means.items()}})
         shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in means.items())
         _log.info("step %d/%d  %s", done, self._total_steps, shown)
-        return means.get("validation_loss")
+        return means
 
     def _show(self, done: int) -> None:
         """Write down what the model writes."""
@@ -316,7 +315,8 @@ def _final_metrics(rows: list[dict[str, Any]], own: Sequence[str]) -> list[Metri
     `own`: names of the objective's metrics.
     """
     found = {}
-    for name in ("loss", *own, "validation_loss", *(f"validation_{name}" for name in own), HELD_OUT_LOSS):
+    validated = [f"validation_{name}" for name in (*own, HELD_OUT_SCORE)]
+    for name in ("loss", *own, "validation_loss", *validated, HELD_OUT_LOSS):
         values = [row[key] for row in rows if (key := key_of(name)) in row]
         if values:
             found[name] = values[-1]

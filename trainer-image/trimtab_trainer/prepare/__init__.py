@@ -64,8 +64,13 @@ def _prepare_all(config: PrepareConfig, base: Base | None, prepared: Path, scrat
         except StageError as error:
             error.stage = error.stage or stage.name
             raise
-        if stage.reward_stage is not None:
-            _require_same_tokenizer(stage, done, prepared / report.digest.removeprefix("sha256:"))
+        for field, name in (
+            ("rewardFrom", stage.reward_stage),
+            ("earlyStopping.heldOutRewardFrom", stage.held_out_reward_stage),
+        ):
+            if name is not None:
+                own = prepared / report.digest.removeprefix("sha256:")
+                _require_same_tokenizer(stage, field, name, done, own)
         done[stage.name] = prepared / report.digest.removeprefix("sha256:")
         if origin.train is not None:
             trained = done[stage.name] / "tokenizer"
@@ -94,14 +99,14 @@ def _origin(
     return Origin(base.tokenizer or trained, train, base.config, base.artifact is not None, longest)
 
 
-def _require_same_tokenizer(stage: PrepareStage, done: dict[str, Path], own: Path) -> None:
+def _require_same_tokenizer(stage: PrepareStage, field: str, name: str, done: dict[str, Path], own: Path) -> None:
     """A reward model reads the tokens that the policy writes."""
-    other = done.get(stage.reward_stage or "")
+    other = done.get(name)
     if other is None:
-        raise BadConfiguration(f"rewardFrom: {stage.reward_stage!r} is no earlier stage", stage=stage.name)
+        raise BadConfiguration(f"{field}: {name!r} is no earlier stage", stage=stage.name)
     if PreparedData(other).info.tokenizer_digest != PreparedData(own).info.tokenizer_digest:
         raise BadConfiguration(
-            f"the tokenizer of rewardFrom ({stage.reward_stage}) is another one than the stage's: its scores would be "
+            f"the tokenizer of {field} ({name}) is another one than the stage's: its scores would be "
             "of other texts; start both from one model",
             stage=stage.name,
         )

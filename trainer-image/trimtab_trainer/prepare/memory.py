@@ -18,8 +18,8 @@ processes, z the ZeRO stage (bf16 runs 0 as 1), s = 8 T of AdamW, 0 of SGD; B = 
     lora.           the adapted layers' Q weights take NF4 Q in place of c Q, and one of them is whole while it is used
     quantization
     ppo             the critic's between-steps part and gradients again, the reference as above, the reward model c P
-                    (a verifier has no weights), and while sampling keys and values of all layers, 2 c k L a token, and
-                    28 V bytes of logits a row
+                    (a verifier has no weights), c P for a reward model that watches, and while sampling keys and values
+                    of all layers, 2 c k L a token, and 28 V bytes of logits a row
     ppo.ema         4 T of host memory, on the first process
     vLLM            its share of the accelerator's memory, between rollouts too unless it sleeps; without one, and where
                     that memory is not known, c P and the keys and values of a step's answers
@@ -114,6 +114,7 @@ def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activati
         frozen += whole
     if stage.type is StageType.PPO:
         frozen += (0 if adapter else whole) + (0 if stage.verifier else whole) + _average(stage, shape)
+        frozen += whole if stage.held_out_reward_stage else 0
         critic = engine
         always, sampling = _sampling(stage, shape, rows, row)
         frozen += always
