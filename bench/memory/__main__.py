@@ -95,7 +95,7 @@ def predict(config: TrainConfig, prepared: Path) -> int:
     )  # fmt: skip
     checkpointing = config.recipe.gradient_checkpointing
     counted = count_activations(MODEL, config.precision, row, checkpointing=checkpointing)
-    return process_memory(stage, model_shape(MODEL), counted, row)
+    return process_memory(stage, model_shape(MODEL), counted, row).peak
 
 
 def measure(config: TrainConfig, root: Path) -> dict[str, int]:

@@ -292,6 +292,16 @@ REFUSED = (
         ("spec.stages[2].ppo.pretrainingMix", "coefficient"),
     ),
     Refused(
+        "a micro-batch given and to be chosen",
+        job(stages=[{"name": "a", "pretrain": _TEXT, "train": {"autotune": True, "microBatchSize": 2}}]),
+        ("spec.stages[0]", "train.autotune chooses train.microBatchSize and parallelism.zeroStage"),
+    ),
+    Refused(
+        "a ZeRO stage given and to be chosen",
+        job(defaults={"train": {"autotune": True}, "parallelism": {"zeroStage": 1}}),
+        ("spec.defaults", "train.autotune chooses train.microBatchSize and parallelism.zeroStage"),
+    ),
+    Refused(
         "settings of a sampler that does not run",
         job(stages=[{"name": "a", "pretrain": _TEXT}, _reward(), _ppo(ppo={"rollout": {"vllm": {"sleep": True}}})]),
         ("spec.stages[2].ppo.rollout", "rollout.vllm belongs to engine: vllm"),

@@ -45,9 +45,7 @@ def read_config(file: Path) -> PrepareConfig | TrainConfig:
         ) from error
 
 
-def run(
-    config: PrepareConfig | TrainConfig, file: Path
-) -> tuple[PrepareReport | TrainReport | FailureReport | None, int]:
+def run(config: PrepareConfig | TrainConfig) -> tuple[PrepareReport | TrainReport | FailureReport | None, int]:
     """Do what the file asks; returns the report and the exit code."""
     if isinstance(config, PrepareConfig):
         from trimtab_trainer import prepare
@@ -55,7 +53,7 @@ def run(
         return prepare.run(config), ExitCode.DONE
     from trimtab_trainer.supervisor.supervise import supervise
 
-    return supervise(config, file)
+    return supervise(config)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     file = parser.parse_args(arguments).file
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        report, exit_code = run(read_config(file), file)
+        report, exit_code = run(read_config(file))
     except Exception as error:
         if not isinstance(error, StageError):
             traceback.print_exc()

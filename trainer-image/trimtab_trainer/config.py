@@ -188,6 +188,8 @@ class PrepareStage(Contract):
     """Whether the stage's pods ask for accelerators; the estimates depend on it."""
     process_memory_bytes: int | None = None
     """What a process may take: its accelerator's memory, or its part of the pod's; absent: not known."""
+    autotune: bool = False
+    """Micro-batch size and ZeRO stage are chosen when the stage starts."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -246,6 +248,10 @@ class TrainConfig(Contract):
     """Absent: train to the last step, whose weights are the result."""
     precision: Precision = Precision.BF16
     zero_stage: ZeroStage = 0
+    autotune: bool = False
+    """The first attempt measures, and chooses micro-batch size and `zero_stage`; `<folder>/autotune.json` keeps it."""
+    process_memory_bytes: int | None = None
+    """As in `PrepareStage`."""
     nodes: Annotated[int, Field(ge=1)] = 1
     processes_per_node: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] = 1

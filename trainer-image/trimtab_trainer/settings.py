@@ -121,6 +121,13 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of weights, or
 GradientCheckpointing = Annotated[
     bool, Field(description="Recompute activations in the backward pass: less memory, about a third more time.")
 ]
+Autotune = Annotated[
+    bool,
+    Field(
+        description="Choose microBatchSize and parallelism.zeroStage by a short measurement when the stage first "
+        "starts; what is chosen is kept for all attempts. false by default."
+    ),
+]
 ZeroStage = Annotated[
     int,
     Field(

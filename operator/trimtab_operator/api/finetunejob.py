@@ -11,7 +11,7 @@ from trimtab_operator.api.data import BaseModelSource
 from trimtab_operator.api.modelendpoint import Engine
 from trimtab_operator.api.pod import Resources
 from trimtab_operator.api.ppo import HAS_HELD_OUT, HELD_OUT
-from trimtab_operator.api.stage import STAGE_RULES, Stage, StageDefaults
+from trimtab_operator.api.stage import AUTOTUNE_ALONE, STAGE_RULES, Stage, StageDefaults
 from trimtab_operator.api.status import FineTuneJobStatus
 
 
@@ -167,7 +167,7 @@ class FrozenDefaults(StageDefaults):
     """Fields that any stage may have, fixed from creation where they define the result."""
 
     model_config = StageDefaults.model_config | {
-        "json_schema_extra": rules(*_frozen(StageDefaults, *_SHAPE, *_TOLERANT))
+        "json_schema_extra": rules(AUTOTUNE_ALONE, *_frozen(StageDefaults, *_SHAPE, *_TOLERANT))
     }
 
 
@@ -175,7 +175,7 @@ class FrozenStage(Stage):
     """One step of the pipeline. Exactly one stage type is set; what defines the result is fixed from creation."""
 
     model_config = Stage.model_config | {
-        "json_schema_extra": rules(*STAGE_RULES, *_frozen(Stage, "name", *_SHAPE, *_TOLERANT))
+        "json_schema_extra": rules(*STAGE_RULES, AUTOTUNE_ALONE, *_frozen(Stage, "name", *_SHAPE, *_TOLERANT))
     }
 
 

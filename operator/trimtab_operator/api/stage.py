@@ -17,6 +17,7 @@ from trimtab_operator.api.data import (
 from trimtab_operator.api.pod import PodShape
 from trimtab_operator.api.ppo import Ppo
 from trimtab_trainer.settings import (
+    Autotune,
     Beta,
     ClipNorm,
     Epochs,
@@ -77,6 +78,7 @@ class Train(ApiModel):
     clip_norm: ClipNorm | None = None
     seed: Seed | None = None
     gradient_checkpointing: GradientCheckpointing | None = None
+    autotune: Autotune | None = None
 
 
 class Lora(ApiModel):
@@ -104,6 +106,13 @@ class Parallelism(ApiModel):
     """How the work is spread over processes."""
 
     zero_stage: ZeroStage | None = None
+
+
+AUTOTUNE_ALONE = (
+    "!has(self.train) || !has(self.train.autotune) || !self.train.autotune || (!has(self.train.microBatchSize)"
+    " && (!has(self.parallelism) || !has(self.parallelism.zeroStage)))",
+    "train.autotune chooses train.microBatchSize and parallelism.zeroStage; remove these, or autotune",
+)
 
 
 class StageDefaults(PodShape):

@@ -73,7 +73,7 @@ def hosts_are_servers(question: Question) -> Verdict | None:
 def stages_fit(question: Question) -> Verdict | None:
     """The values of each stage, defaults merged, agree with each other."""
     for stage in question.stages:
-        if cause := _misfit(stage) or _adapter_misfit(stage, question.job):
+        if cause := _misfit(stage) or _autotune_misfit(stage) or _adapter_misfit(stage, question.job):
             return _final(reasons.MISFIT, f"stage {stage.name}: {cause}")
     return None
 
@@ -170,6 +170,19 @@ def _misfit(stage: Effective) -> str | None:
             if name in limits and number(value) > number(limits[name]):
                 return f"resources.requests {name} {value} is above its limit {limits[name]}"
     return None
+
+
+def _autotune_misfit(stage: Effective) -> str | None:
+    """CEL sees the stage's own fields only."""
+    train, parallelism = stage.stage.train, stage.stage.parallelism
+    explicit = {
+        "train.microBatchSize": train is not None and train.micro_batch_size is not None,
+        "parallelism.zeroStage": parallelism is not None and parallelism.zero_stage is not None,
+    }
+    given = [path for path, is_set in explicit.items() if is_set]
+    if not stage.autotune or not given:
+        return None
+    return f"train.autotune chooses {' and '.join(given)}; remove one or the other, from defaults too"
 
 
 def _adapter_misfit(stage: Effective, job: FineTuneJob) -> str | None:

@@ -29,7 +29,7 @@ from trimtab_operator.core.names import (
 )
 from trimtab_operator.core.settings import Settings
 from trimtab_operator.finetunejob.acceptance import secrets_of
-from trimtab_operator.finetunejob.merge import Effective
+from trimtab_operator.finetunejob.merge import Effective, process_memory
 from trimtab_operator.finetunejob.network import PROGRESS_PORT
 from trimtab_operator.finetunejob.observe import PREPARE, attempt_name, claims_of
 from trimtab_operator.finetunejob.prepare import prepare_config
@@ -161,6 +161,8 @@ def train_config(
         early_stopping=_early_stopping(validation),
         precision=stage.precision,
         zero_stage=stage.zero_stage,
+        autotune=stage.autotune,
+        process_memory_bytes=process_memory(stage),
         nodes=stage.nodes,
         processes_per_node=stage.processes,
         threads=stage.threads(settings.cpu_threads),

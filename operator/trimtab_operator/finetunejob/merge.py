@@ -37,6 +37,7 @@ class Effective:
     checkpoint: Checkpoint
     precision: Precision
     zero_stage: int
+    autotune: bool
 
     @property
     def name(self) -> str:
@@ -105,7 +106,9 @@ def _effective(stage: Stage) -> Effective:
         nodes=stage.nodes or 1,
         processes=stage.processes_per_node or accelerators(stage) or 1,
         retries=DEFAULT_RETRIES if stage.retries is None else stage.retries,
-        recipe=Recipe.model_validate(stage.train.model_dump(exclude_none=True) if stage.train else {}),
+        recipe=Recipe.model_validate(
+            stage.train.model_dump(exclude_none=True, exclude={"autotune"}) if stage.train else {}
+        ),
         ppo=_ppo(stage.ppo) if stage.ppo else None,
         lora=Lora.model_validate(stage.lora.model_dump(exclude_none=True)) if stage.lora else None,
         checkpoint=Checkpoint.model_validate(
@@ -113,4 +116,5 @@ def _effective(stage: Stage) -> Effective:
         ),
         precision=stage.precision or Precision.BF16,
         zero_stage=(stage.parallelism and stage.parallelism.zero_stage) or 0,
+        autotune=bool(stage.train and stage.train.autotune),
     )

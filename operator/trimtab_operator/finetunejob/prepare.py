@@ -75,6 +75,7 @@ def _stage(stage: Effective) -> PrepareStage:
         lora=stage.lora,
         precision=stage.precision,
         zero_stage=stage.zero_stage,
+        autotune=stage.autotune,
         world_size=stage.nodes * stage.processes,
         accelerator=accelerators(stage.stage) > 0,
         process_memory_bytes=process_memory(stage),

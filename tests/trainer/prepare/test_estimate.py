@@ -30,7 +30,7 @@ def _stage(**fields: Any) -> PrepareStage:
 def _bytes(shape: ModelShape = SHAPE, row: Activations = ROW, **fields: Any) -> int:
     """Of one process, on an accelerator, where publishing takes none."""
     one = {"recipe": {"globalBatchSize": 1}, "accelerator": True}
-    return process_memory(_stage(**{**one, **fields}), shape, row, 8) - RUNTIME
+    return process_memory(_stage(**{**one, **fields}), shape, row, 8).peak - RUNTIME
 
 
 def test_memory_in_fp32_by_hand() -> None:

@@ -34,7 +34,7 @@ def need(stage: PrepareStage) -> int:
     """The estimate, with activations that grow with the row, of which checkpointing keeps a tenth."""
     row = stage.max_length
     kept = 10 if stage.recipe.gradient_checkpointing else 1
-    return process_memory(stage, SHAPE, Activations(layer=row * 60_000 // kept, rest=row * 80_000), row)
+    return process_memory(stage, SHAPE, Activations(layer=row * 60_000 // kept, rest=row * 80_000), row).peak
 
 
 def remedy(limit: int, *, from_weights: bool = True, **fields: Any) -> dict[str, str] | None:
@@ -162,3 +162,16 @@ def test_prepare_refuses_what_does_not_fit_and_takes_its_own_advice(tmp_path: Pa
     run(root, sft(data.as_uri(), **{**small, "recipe": {"globalBatchSize": 64, "microBatchSize": 32}}))
     with pytest.raises(BadConfiguration, match=r"none of the stage's settings makes it fit: give it more memory$"):
         run(root, sft(data.as_uri(), **{**asked, "processMemoryBytes": IMPORTS}))
+
+
+def test_autotune_is_judged_by_the_least_that_it_may_choose(tmp_path: Path) -> None:
+    data, root = write_jsonl(tmp_path / "chat.jsonl", chats(200)), tmp_path / "root"
+    least = (
+        run(root, sft(data.as_uri(), worldSize=2, zeroStage=3, recipe={"globalBatchSize": 64})).stages[0].memory_bytes
+    )
+    asked = {"autotune": True, "worldSize": 2, "recipe": {"globalBatchSize": 64}}
+    assert run(root, sft(data.as_uri(), **asked)).stages[0].memory_bytes == least
+    with pytest.raises(
+        BadConfiguration, match=r"train.autotune measures with the whole model in one process: it needs"
+    ):
+        run(root, sft(data.as_uri(), **asked, processMemoryBytes=IMPORTS))

@@ -79,6 +79,11 @@ POLICY = (
             "acceleratorMemory is set, but resources.limits has no accelerators",
         ),
         (
+            spec(stage(train={"autotune": True}), defaults={"train": {"microBatchSize": 2}}),
+            "InvalidStage",
+            "stage one: train.autotune chooses train.microBatchSize; remove one or the other, from defaults too",
+        ),
+        (
             spec(defaults={"lora": {"rank": 8}}),
             "InvalidStage",
             "stage one: lora of defaults adapts a model, and this stage starts from random weights",

@@ -115,6 +115,20 @@ def test_prepare_knows_the_memory_of_a_process() -> None:
     assert [each.process_memory_bytes for each in told.stages] == [80 * 2**30, None, 4 * 2**30, None]
 
 
+def test_autotune_reaches_prepare_and_training() -> None:
+    limits = {"limits": {"memory": "8Gi"}}
+    made = World(spec(stage("one", train={"autotune": True, "epochs": 2}, resources=limits), stage("two")))
+    made.settle()
+    told = STAGE_CONFIG.validate_python(made.config("prepare"))
+    assert isinstance(told, PrepareConfig)
+    assert [each.autotune for each in told.stages] == [True, False]
+    made.succeed("prepare")
+    made.settle()
+    config = STAGE_CONFIG.validate_python(made.config("one"))
+    assert isinstance(config, TrainConfig)
+    assert (config.autotune, config.process_memory_bytes, config.recipe.epochs) == (True, 8 * 2**30, 2)
+
+
 def test_training_pods_are_restricted_offline_and_find_each_other() -> None:
     made = world()
     for role in ("prepare", "one"):

@@ -309,6 +309,21 @@ class PreparedData:
         references: list[str] = json.loads((self.folder / _REFERENCES).read_bytes())
         return references
 
+    def with_longest(self, count: int, *, steps: int) -> Self:
+        """The same data for so many steps, each of the first epoch's `count` longest rows; again where it is short."""
+        made = type(self)(self.folder)
+        segments, rows, loss = self._plan(0)
+        order = np.argsort(-np.add.reduceat(segments[:, 2], rows[:-1]), kind="stable")
+        chosen = np.resize(order[:count], count)
+        made._plans[_file_name(0)] = (
+            np.concatenate([segments[rows[i] : rows[i + 1]] for i in chosen]),
+            np.cumsum([0, *(rows[chosen + 1] - rows[chosen])]),
+            np.cumsum([0, *(loss[chosen + 1] - loss[chosen])]),
+        )
+        update = {"epoch_rows": [count], "global_batch_size": count, "total_steps": steps}
+        made.info = self.info.model_copy(update={**update, "validation_records": 0, "held_out_tasks": {}})
+        return made
+
     def rows(self, plan: PlanName) -> int:
         """Number of rows of a plan."""
         return len(self._plan(plan)[1]) - 1

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trimtab_trainer import tuning
 from trimtab_trainer.config import COMPARING, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData, PreparedInfo
 from trimtab_trainer.engine import answer_lengths, calibration, change
@@ -13,6 +14,7 @@ from trimtab_trainer.engine.calibration import Calibration
 from trimtab_trainer.engine.change import Change
 from trimtab_trainer.lineage import Lineage, Outcome
 from trimtab_trainer.progress.metrics_log import HELD_OUT_LOSS, key_of
+from trimtab_trainer.volumes import local_path
 
 _PLOT = "loss.png"
 _CHANGE_PLOT = "weight-change.png"
@@ -83,7 +85,7 @@ Made by stage `{config.stage}` (`{config.type.value}`) of job `{config.job.names
 ```json
 {json.dumps(settings, indent=2)}
 ```
-"""
+{tuning.section(local_path(config.folder)) if config.autotune else ""}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

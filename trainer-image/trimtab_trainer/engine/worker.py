@@ -14,12 +14,12 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from trimtab_trainer.config import ExitCode, TrainConfig
+from trimtab_trainer.config import ExitCode, TrainConfig, TrainReport
 from trimtab_trainer.errors import Preempted, StageError
 from trimtab_trainer.failures import PeerLost, to_stage_error
 from trimtab_trainer.report import failure_report
 from trimtab_trainer.supervisor import processes
-from trimtab_trainer.supervisor.run_folder import RUN_FOLDER_VARIABLE, Cause, RunFolder
+from trimtab_trainer.supervisor.run_folder import MEASUREMENT_VARIABLE, RUN_FOLDER_VARIABLE, Cause, RunFolder
 from trimtab_trainer.supervisor.supervise import log_file
 from trimtab_trainer.volumes import local_path
 
@@ -36,9 +36,7 @@ def main() -> int:
     stop = _StopRequest()
     run.write_pid(rank, os.getpid())
     try:
-        from trimtab_trainer.engine.train import train
-
-        report = train(config, run, stop)
+        report = _work(config, run, stop)
     except BaseException as error:
         failure = to_stage_error(error)
         if failure is not error:
@@ -48,6 +46,18 @@ def main() -> int:
     if report is not None:
         run.write_report(report)
     return int(ExitCode.DONE)
+
+
+def _work(config: TrainConfig, run: RunFolder, stop: _StopRequest) -> TrainReport | None:
+    """Train, or measure where the supervisor asks for it."""
+    if measurement := os.environ.get(MEASUREMENT_VARIABLE):
+        from trimtab_trainer.engine.probe import probe
+
+        probe(config, run, Path(measurement), stop)
+        return None
+    from trimtab_trainer.engine.train import train
+
+    return train(config, run, stop)
 
 
 class _StopRequest:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from trimtab_trainer.config import PrepareStage, StageType
-from trimtab_trainer.prepare.memory import adapter_size, process_memory
+from trimtab_trainer.prepare.memory import Phases, adapter_size, process_memory
 from trimtab_trainer.prepare.shape import ModelShape
 from trimtab_trainer.settings import Precision
 
@@ -29,7 +29,13 @@ FLOPS = {
 
 
 def memory_need(shape: ModelShape, config: Mapping[str, Any], row: int) -> Callable[[PrepareStage], int]:
-    """What gives the bytes of one process, of a stage and of variants of it.
+    """What gives the bytes of one process, of a stage and of variants of it; arguments: `phases_of`."""
+    phases = phases_of(shape, config, row)
+    return lambda stage: phases(stage).peak
+
+
+def phases_of(shape: ModelShape, config: Mapping[str, Any], row: int) -> Callable[[PrepareStage], Phases]:
+    """What gives the memory of one process, of a stage and of variants of it.
 
     Args:
         shape: of the stage's model.
@@ -42,12 +48,12 @@ def memory_need(shape: ModelShape, config: Mapping[str, Any], row: int) -> Calla
     def count(precision: Precision, tokens: int, checkpointing: bool) -> Activations:
         return count_activations(config, precision, tokens, checkpointing=checkpointing)
 
-    def need(stage: PrepareStage) -> int:
+    def phases(stage: PrepareStage) -> Phases:
         tokens = min(row, stage.max_length)
         activations = count(stage.precision, tokens, stage.recipe.gradient_checkpointing)
         return process_memory(stage, shape, activations, tokens)
 
-    return need
+    return phases
 
 
 def seconds(stage: PrepareStage, shape: ModelShape, tokens: int, mix_tokens: int = 0) -> float:

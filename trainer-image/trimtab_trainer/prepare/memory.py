@@ -92,8 +92,22 @@ def engine_memory(stage: PrepareStage, parameters: int, trained: int) -> Engine:
     return Engine(rest, accumulated, reducing, accumulated + flat + temporaries * updated)
 
 
-def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activations, row: int) -> int:
-    """Bytes of one process at its peak, above its size after imports; on an accelerator, of its device.
+@dataclass(frozen=True)
+class Phases:
+    """Bytes of one process at the peak of each part of a stage; of its device, where it has one."""
+
+    training: int
+    publishing: int
+    """0 on an accelerator."""
+
+    @property
+    def peak(self) -> int:
+        """Of the stage."""
+        return max(self.training, self.publishing)
+
+
+def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activations, row: int) -> Phases:
+    """Of one process, above its size after imports.
 
     Args:
         stage: what is asked for.
@@ -125,9 +139,9 @@ def process_memory(stage: PrepareStage, shape: ModelShape, activations: Activati
     peak = max(backward, engine.reducing, engine.update, sampling)
     if stage.type is StageType.PPO:  # the critic's gradients wait while the actor learns, and the other way round
         peak += critic.rest + max(critic.reducing, critic.update - engine.update)
-    if not stage.accelerator:
-        peak = max(peak, _publishing(shape, width, adapter=bool(adapter)))
-    return round(engine.rest + frozen + peak) + RUNTIME
+    rest = engine.rest + frozen + RUNTIME
+    publishing = 0.0 if stage.accelerator else rest + _publishing(shape, width, adapter=bool(adapter))
+    return Phases(round(rest + peak), round(publishing))
 
 
 def adapter_size(stage: PrepareStage, shape: ModelShape) -> int:

@@ -17,7 +17,7 @@ from itertools import product
 from trimtab_trainer.config import PrepareStage
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.ppo_settings import RolloutEngine
-from trimtab_trainer.settings import Lora
+from trimtab_trainer.settings import Lora, Optimizer
 
 REASON = "DoesNotFit"
 SHORTEST = 256
@@ -72,11 +72,11 @@ def require_fit(stage: PrepareStage, needed: int, need: Callable[[PrepareStage],
     """
     if stage.process_memory_bytes is None:
         return
-    limit = stage.process_memory_bytes - (CONTEXT if stage.accelerator else IMPORTS)
+    limit = room(stage.process_memory_bytes, accelerator=stage.accelerator)
     if needed <= limit:
         return
     there = "acceleratorMemory" if stage.accelerator else "resources.limits.memory"
-    cause = f"a process needs {_gib(needed)} of memory, and {there} leaves {_gib(max(0, limit))}"
+    cause = f"a process needs {_gib(needed)} of memory, and {there} leaves {_gib(limit)}"
     remedy = find_remedy(stage, limit, need, from_weights=from_weights)
     advice = "none of the stage's settings makes it fit: give it more memory"
     if remedy is not None:
@@ -84,6 +84,36 @@ def require_fit(stage: PrepareStage, needed: int, need: Callable[[PrepareStage],
     if remedy is None or not remedy.keeps_result:
         advice += _more_processes(stage, limit, need)
     raise BadConfiguration(f"{cause}; {advice}", reason=REASON)
+
+
+def frugal(stage: PrepareStage) -> PrepareStage:
+    """What `train.autotune` chooses where memory is shortest."""
+    recipe = stage.recipe.model_copy(update={"micro_batch_size": 1})
+    return stage.model_copy(update={"recipe": recipe, "zero_stage": _highest_zero_stage(stage)})
+
+
+def require_probe(stage: PrepareStage, need: Callable[[PrepareStage], int]) -> None:
+    """Refuse `train.autotune` where one process can't hold the model to measure with, if that is known.
+
+    Raises:
+        BadConfiguration: with the settings to choose by hand.
+    """
+    if stage.process_memory_bytes is None:
+        return
+    recipe = stage.recipe.model_copy(update={"micro_batch_size": 1, "optimizer": Optimizer.SGD})
+    needed = need(stage.model_copy(update={"recipe": recipe, "world_size": 1, "zero_stage": 0}))
+    limit = room(stage.process_memory_bytes, accelerator=stage.accelerator)
+    if needed > limit:
+        raise BadConfiguration(
+            f"train.autotune measures with the whole model in one process: it needs {_gib(needed)} of memory, and has "
+            f"{_gib(limit)}; remove it, and set train.microBatchSize and parallelism.zeroStage",
+            reason=REASON,
+        )
+
+
+def room(process_memory_bytes: int, *, accelerator: bool) -> int:
+    """Bytes that are left for what the estimate counts."""
+    return max(0, process_memory_bytes - (CONTEXT if accelerator else IMPORTS))
 
 
 def _more_processes(stage: PrepareStage, limit: int, need: Callable[[PrepareStage], int]) -> str:
@@ -130,11 +160,9 @@ def _same_result(stage: PrepareStage) -> Iterator[_Change]:
     micro = [stage.recipe.micro_batch_size]
     while micro[-1] > 1:
         micro.append(micro[-1] // 2)
-    quantized = stage.lora is not None and stage.lora.quantization is not None
-    highest = stage.zero_stage if stage.world_size == 1 else 2 if quantized else 3
     checkpointed = [True] if stage.recipe.gradient_checkpointing else [False, True]
     for sleep, zero, checkpointing, rows in product(
-        _sleeps(stage), range(stage.zero_stage, highest + 1), checkpointed, micro
+        _sleeps(stage), range(stage.zero_stage, _highest_zero_stage(stage) + 1), checkpointed, micro
     ):
         settings = {}
         if rows != stage.recipe.micro_batch_size:
@@ -151,6 +179,12 @@ def _same_result(stage: PrepareStage) -> Iterator[_Change]:
             rollout = stage.ppo.rollout.model_copy(update={"vllm": vllm})
             update["ppo"] = stage.ppo.model_copy(update={"rollout": rollout})
         yield stage.model_copy(update=update), settings
+
+
+def _highest_zero_stage(stage: PrepareStage) -> int:
+    if stage.world_size == 1:
+        return stage.zero_stage
+    return 2 if stage.lora is not None and stage.lora.quantization is not None else 3
 
 
 def _sleeps(stage: PrepareStage) -> list[bool]:

@@ -37,7 +37,7 @@ from trimtab_trainer.prepare.models import check_fit, complete_config
 from trimtab_trainer.prepare.publish import fresh_folder, is_intact, publish_addressed, write_atomically
 from trimtab_trainer.prepare.reading import Recognised, read_all
 from trimtab_trainer.prepare.rejects import Rejects
-from trimtab_trainer.prepare.remedies import require_fit
+from trimtab_trainer.prepare.remedies import frugal, require_fit, require_probe
 from trimtab_trainer.prepare.rows import plan_rows
 from trimtab_trainer.prepare.shape import ModelShape, model_shape
 from trimtab_trainer.prepare.sources import DataSet, fetch_all
@@ -257,6 +257,9 @@ def _report(stage: PrepareStage, origin: Origin, made: _Remembered, prepared: Pa
     folder = prepared / made.stage.digest.removeprefix("sha256:")
     config = json.loads((folder / "model_config.json").read_bytes())
     need = memory_need(made.shape, config, made.longest_row)
+    if stage.autotune:
+        require_probe(stage, need)
+        stage = frugal(stage)
     memory, time = need(stage), seconds(stage, made.shape, made.all_tokens, made.mix_tokens)
     require_fit(stage, memory, need, from_weights=origin.complete)
     speed = round(made.all_tokens / time)

@@ -11,7 +11,7 @@ from pathlib import Path
 from trimtab_trainer.config import NODE_RANK_VARIABLE, RENDEZVOUS_VARIABLE, TrainConfig
 from trimtab_trainer.errors import BadConfiguration
 from trimtab_trainer.supervisor.processes import PARENT_VARIABLE
-from trimtab_trainer.supervisor.run_folder import RESUME_STEP_VARIABLE, RUN_FOLDER_VARIABLE
+from trimtab_trainer.supervisor.run_folder import MEASUREMENT_VARIABLE, RESUME_STEP_VARIABLE, RUN_FOLDER_VARIABLE
 
 WORKER_MODULE = "trimtab_trainer.engine.worker"
 LOOPBACK = "127.0.0.1"
@@ -67,7 +67,11 @@ def torchrun_command(config: TrainConfig, config_file: Path, rank: int, endpoint
 
 
 def torchrun_environment(
-    environ: Mapping[str, str], config: TrainConfig, run_folder: Path, resume_step: int | None
+    environ: Mapping[str, str],
+    config: TrainConfig,
+    run_folder: Path,
+    resume_step: int | None,
+    measurement: Path | None = None,
 ) -> dict[str, str]:
     """This process's environment and what the training processes need beside it."""
     added = {
@@ -81,5 +85,7 @@ def torchrun_environment(
     }
     if resume_step is not None:
         added[RESUME_STEP_VARIABLE] = str(resume_step)
+    if measurement is not None:
+        added[MEASUREMENT_VARIABLE] = str(measurement)
     kept = {name: value for name, value in environ.items() if name != RESUME_STEP_VARIABLE}
     return {**kept, **added}

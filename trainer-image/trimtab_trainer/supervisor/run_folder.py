@@ -14,6 +14,8 @@ RUN_FOLDER_VARIABLE = "TRIMTAB_RUN_FOLDER"
 """Where the training processes find the folder."""
 RESUME_STEP_VARIABLE = "TRIMTAB_RESUME_STEP"
 """Step of the verified checkpoint to resume from; set on the pod with index 0, absent for a fresh start."""
+MEASUREMENT_VARIABLE = "TRIMTAB_MEASUREMENT"
+"""File for what a training process that only measures finds out; absent for a real attempt."""
 
 
 class Cause(Contract):
@@ -33,6 +35,7 @@ class RunFolder:
         self.path = path
         self.heartbeat = path / "heartbeat.json"
         self.exit_codes = path / "exit-codes.json"
+        self.config = path / "stage.json"
         self._report = path / "report.json"
 
     def write_pid(self, rank: int, pid: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,20 +12,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from trimtab_trainer.checkpoints import Checkpoints
-from trimtab_trainer.config import ExitCode, FailureReport, TrainConfig, TrainReport
-from trimtab_trainer.errors import Stalled
+from trimtab_trainer.config import ExitCode, FailureReport, TrainConfig, TrainReport, dump
+from trimtab_trainer.errors import StageError, Stalled
 from trimtab_trainer.progress.heartbeat import Heartbeat, read_heartbeat
 from trimtab_trainer.progress.server import ProgressServer
 from trimtab_trainer.report import failure_report
-from trimtab_trainer.supervisor import causes, launch, processes
+from trimtab_trainer.supervisor import autotune, causes, launch, processes
 from trimtab_trainer.supervisor.done import find_result
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.supervisor.run_folder import Cause, RunFolder
 from trimtab_trainer.supervisor.watchdog import deadline, is_stalled
+from trimtab_trainer.tuning import Measured
 from trimtab_trainer.volumes import local_path
 
 _log = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ _POLL_SECONDS = 0.1
 _STACKS_SECONDS = 5.0
 """How long the processes get to print their stacks before they are killed."""
 _TAIL_LINES = 40
+MEASUREMENT_FOLDER = ".autotune"
+"""Below the stage's, while `train.autotune` measures."""
 
 
 def log_file(folder: Path, attempt: int, rank: int) -> Path:
@@ -39,7 +44,7 @@ def log_file(folder: Path, attempt: int, rank: int) -> Path:
     return folder / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
 
 
-def supervise(config: TrainConfig, config_file: Path) -> tuple[TrainReport | FailureReport | None, ExitCode]:
+def supervise(config: TrainConfig) -> tuple[TrainReport | FailureReport | None, ExitCode]:
     """Run the attempt; returns the report (None in a pod other than the first that ended well) and the exit code.
 
     Raises:
@@ -53,30 +58,64 @@ def supervise(config: TrainConfig, config_file: Path) -> tuple[TrainReport | Fai
         fence.take()
     else:
         fence.check()
+    if config.autotune:
+        config = autotune.settle(config, folder, fence, node, partial(_measure, config, folder))
     if (report := find_result(config, folder)) is not None:
         _log.info("%s: the result is there and verified; nothing to do", folder / "model")
         return (report if node == 0 else None), ExitCode.DONE
     if node > 0:
-        return _attempt(config, config_file, node, folder, None, None)
+        return _attempt(config, node, folder, None, None)
     checkpoints = Checkpoints(folder, fence)
     checkpoints.remove_drafts()
     state = checkpoints.newest_verified(config)
     try:
-        return _attempt(config, config_file, node, folder, state.step if state else None, checkpoints)
+        return _attempt(config, node, folder, state.step if state else None, checkpoints)
     finally:
         checkpoints.remove_drafts()
 
 
+def _measure(config: TrainConfig, folder: Path, micro_batch_size: int) -> Measured:
+    """Run a training process that measures the size for `train.autotune`.
+
+    Raises:
+        StageError: as the process ended.
+    """
+    scratch = folder / MEASUREMENT_FOLDER
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    recipe = config.recipe.model_copy(update={"micro_batch_size": micro_batch_size})
+    own = config.model_copy(update={"recipe": recipe, "folder": f"{config.folder}/{MEASUREMENT_FOLDER}"})
+    out = scratch / "measured.json"
+    report, code = _attempt(own, 0, scratch, None, None, measurement=out)
+    if isinstance(report, FailureReport):
+        error = StageError(report.message, reason=report.reason, stage=config.stage)
+        error.exit_code = code
+        raise error
+    found = Measured.model_validate_json(out.read_bytes())
+    shutil.rmtree(scratch)
+    return found
+
+
 def _attempt(
-    config: TrainConfig, config_file: Path, node: int, folder: Path, resume_step: int | None, first: Checkpoints | None
+    config: TrainConfig,
+    node: int,
+    folder: Path,
+    resume_step: int | None,
+    first: Checkpoints | None,
+    *,
+    measurement: Path | None = None,
 ) -> tuple[TrainReport | FailureReport | None, ExitCode]:
+    """Run the training processes of this pod to their end; with `measurement` a single one, which only measures."""
+    single = {"nodes": 1, "processes_per_node": 1}
+    launched, environ = (config, os.environ) if measurement is None else (config.model_copy(update=single), {})
     with tempfile.TemporaryDirectory(prefix="trimtab-") as temporary, _termination() as told_to_stop:
         run = RunFolder(Path(temporary))
         server = ProgressServer(config, run.heartbeat) if first else None
+        run.config.write_text(dump(config), encoding="utf-8")
         oom_kills_before = causes.oom_kills()
         torchrun = subprocess.Popen(
-            launch.torchrun_command(config, config_file, node, launch.rendezvous(os.environ, config.nodes)),
-            env=launch.torchrun_environment(os.environ, config, run.path, resume_step),
+            launch.torchrun_command(launched, run.config, node, launch.rendezvous(environ, launched.nodes)),
+            env=launch.torchrun_environment(os.environ, config, run.path, resume_step, measurement),
             start_new_session=True,  # the terminal's Ctrl-C is for the supervisor alone
         )
         if server:
