@@ -38,7 +38,7 @@ AnswerPattern = Annotated[
 ]
 IgnoreCase = Annotated[bool, Field(description="Whether capital letters equal small ones; false by default.")]
 AbsoluteTolerance = Annotated[
-    float, Field(ge=0, le=1e12, description="How far a right number may be from the reference; 0 by default.")
+    float, Field(ge=0, le=1e6, description="How far a right number may be from the reference; 0 by default.")
 ]
 RelativeTolerance = Annotated[
     float, Field(ge=0, le=1, description="More than that, as a part of the reference; 0 by default.")

@@ -50,10 +50,13 @@ def _policy(**ppo: Any) -> Object:
     return made
 
 
-def _verified(kind: str) -> Object:
+_WATCHED = {"everySteps": 5, "earlyStopping": {"heldOutRewardFrom": "case"}}
+
+
+def _verified(kind: str, **ppo: Any) -> Object:
     """A policy whose answers a program judges."""
     needed = {"regularExpression": {"pattern": "."}, "jsonSchema": {"schema": {"type": "object"}}}
-    made = _policy(verifier={kind: needed.get(kind, {})})
+    made = _policy(verifier={kind: needed.get(kind, {})}, **ppo)
     del made["spec"]["stages"][-1]["ppo"]["rewardFrom"]
     return made
 
@@ -80,7 +83,7 @@ BASES = {
         job(_CONFIG, "reward", last={"from": "casex", "reward": {"data": _DATA, "demonstrations": _DATA}}),
         _policy(),
         _policy(validation={"data": _DATA}),
-        _policy(validation={"data": _DATA, "everySteps": 5, "earlyStopping": {"heldOutRewardFrom": "case"}}),
+        _verified("exactMatch", validation={**_WATCHED, "data": _DATA}),
         *(_verified(kind) for kind in ("exactMatch", "regularExpression", "jsonSchema", "numericAnswer")),
         _policy(rollout={"engine": "vllm", "vllm": {"sleep": True}}),
         _policy(pretrainingMix={"data": _DATA, "coefficient": 1}),

@@ -14,7 +14,7 @@ from tests.trainer.engine import stages
 from transformers import AutoModelForSequenceClassification
 
 from trimtab_trainer import manifest
-from trimtab_trainer.checkpoints import Best
+from trimtab_trainer.checkpoints import Best, identity
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine.early_stopping import GamedReward, Stopper, build_stopper
@@ -197,6 +197,13 @@ def test_a_gamed_reward_ends_the_stage_with_the_weights_before_and_kills_change_
     assert [row["validationHeldOutScore"] for row in again.all_rows() if "validationScore" in row] == [
         row["validationHeldOutScore"] for row in measured.values()
     ]
+
+
+def test_another_watcher_or_other_intervals_are_another_result(base: stages.Run, watcher: Artifact) -> None:
+    config = learning(base, watcher, "identity", 12)
+    other = watcher.model_copy(update={"digest": f"sha256:{'a' * 64}"})
+    for change in ({"held_out_reward": other}, {"validation_every_steps": EVERY + 1}):
+        assert identity(config.model_copy(update=change)) != identity(config)
 
 
 def test_it_needs_somebody_to_watch(base: stages.Run, watcher: Artifact) -> None:
