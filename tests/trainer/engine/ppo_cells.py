@@ -87,19 +87,19 @@ LORA_ALONE = [
 ]
 LORA_MATRIX = [
     Cell(f"lora-matrix-{zero}-{micro}-{optimizer}", zero, micro, optimizer, clip=1.0, mix=2.0, lora=LORA)
-    for zero, micro, optimizer in ((0, 1, "sgd"), (1, 2, "adamw"), (2, 1, "adamw"), (3, 2, "sgd"), (3, 1, "adamw"))
+    for zero, micro, optimizer in ((0, 1, "sgd"), (1, 2, "adamw"), (2, 1, "adamw"), (3, 2, "sgd"))
 ]
 _AVERAGED = {**ONE_UPDATE, "ema": Ema(decay=0.75)}
+LORA_ONE_STEP = [Cell("lora-plain", steps=1, ppo=ONE_UPDATE, temperature=0.7, lora=LORA)]
 LORA_STEPS = [
-    Cell("lora-plain", steps=1, ppo=ONE_UPDATE, temperature=0.7, lora=LORA),
     Cell("lora-plain-twice", ppo=ONE_UPDATE, temperature=0.7, lora=LORA),
     Cell("lora-copied", ppo=ONE_UPDATE, temperature=0.7, lora=LORA, copied=True),
     Cell("lora-averaged", zero=3, ppo=_AVERAGED, temperature=0.7, lora=LORA),
     Cell("lora-resumed", zero=3, ppo=_AVERAGED, temperature=0.7, lora=LORA, resumed=True),
 ]
 CELLS = {
-    1: [*ALONE, *ONE_STEP, *LORA_ALONE, *LORA_STEPS],
-    2: [*MATRIX, *ONE_STEP, *ADAMW, *LORA_MATRIX, *LORA_STEPS],
+    1: [*ALONE, *ONE_STEP, *LORA_ALONE, *LORA_ONE_STEP],
+    2: [*MATRIX, *ONE_STEP, *ADAMW, *LORA_MATRIX, *LORA_ONE_STEP, *LORA_STEPS],
 }
 """By the number of processes."""
 

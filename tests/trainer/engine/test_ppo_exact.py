@@ -267,41 +267,36 @@ def test_an_adapters_first_gradient_follows_from_that_of_all_weights(
             torch.testing.assert_close(found["score.weight"], whole["score.weight"], atol=1e-6, rtol=1e-5)
 
 
-def test_the_frozen_weights_are_the_reference_that_a_copy_of_them_would_be(by_one: Path, by_two: Path) -> None:
-    for out in (by_one, by_two):
-        assert told(out, "lora-copied") == told(out, "lora-plain-twice")
-        for weights in (actor, critic):
-            found, wanted = weights(out, "lora-copied"), weights(out, "lora-plain-twice")
-            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+def test_the_frozen_weights_are_the_reference_that_a_copy_of_them_would_be(by_two: Path) -> None:
+    assert told(by_two, "lora-copied") == told(by_two, "lora-plain-twice")
+    for weights in (actor, critic):
+        found, wanted = weights(by_two, "lora-copied"), weights(by_two, "lora-plain-twice")
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_the_average_of_an_adapter_is_that_of_its_matrices(root: Path, by_one: Path, by_two: Path) -> None:
+def test_the_average_of_an_adapter_is_that_of_its_matrices(root: Path, by_two: Path) -> None:
     start = added(AutoModelForCausalLM.from_pretrained(root / "model"), 42)
-    for out in (by_one, by_two):
-        once, twice = (trained(actor(out, cell)) for cell in ("lora-plain", "lora-plain-twice"))
-        wanted = {name: 0.75**2 * start[name] + 0.75 * 0.25 * once[name] + 0.25 * twice[name] for name in start}
-        found = trained(actor(out, "lora-averaged"))
-        for part in (".lora_A.", ".lora_B."):
-            one, other = ({name: each[name] for name in wanted if part in name} for each in (found, wanted))
-            assert distance(one, other) < 1e-5
-        assert distance(found, twice) > 1e-4
+    once, twice = (trained(actor(by_two, cell)) for cell in ("lora-plain", "lora-plain-twice"))
+    wanted = {name: 0.75**2 * start[name] + 0.75 * 0.25 * once[name] + 0.25 * twice[name] for name in start}
+    found = trained(actor(by_two, "lora-averaged"))
+    for part in (".lora_A.", ".lora_B."):
+        one, other = ({name: each[name] for name in wanted if part in name} for each in (found, wanted))
+        assert distance(one, other) < 1e-5
+    assert distance(found, twice) > 1e-4
 
 
-def test_resumed_from_a_checkpoint_without_the_frozen_weights_it_goes_on_bit_for_bit(
-    by_one: Path, by_two: Path
-) -> None:
-    for out in (by_one, by_two):
-        assert told(out, "lora-resumed") == told(out, "lora-averaged")
-        for weights in (actor, critic):
-            found, wanted = weights(out, "lora-resumed"), weights(out, "lora-averaged")
-            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-        saved = out / "lora-resumed.checkpoint"
-        for name, more in (("deepspeed", set()), ("critic", {"model.score.weight"})):
-            for file in (saved / name).glob("*model_states.pt"):
-                held = torch.load(file, weights_only=False)
-                assert {each for each in held["module"] if ".lora_" not in each} == more
-                assert not held.get("frozen_param_fragments")
-        assert all(".lora_" in each for each in load_file(saved / "average.safetensors"))
+def test_resumed_from_a_checkpoint_without_the_frozen_weights_it_goes_on_bit_for_bit(by_two: Path) -> None:
+    assert told(by_two, "lora-resumed") == told(by_two, "lora-averaged")
+    for weights in (actor, critic):
+        found, wanted = weights(by_two, "lora-resumed"), weights(by_two, "lora-averaged")
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    saved = by_two / "lora-resumed.checkpoint"
+    for name, more in (("deepspeed", set()), ("critic", {"model.score.weight"})):
+        for file in (saved / name).glob("*model_states.pt"):
+            held = torch.load(file, weights_only=False)
+            assert {each for each in held["module"] if ".lora_" not in each} == more
+            assert not held.get("frozen_param_fragments")
+    assert all(".lora_" in each for each in load_file(saved / "average.safetensors"))
 
 
 def test_p13_a_sampler_is_given_the_merged_weights_by_the_names_of_the_model(
