@@ -1,8 +1,8 @@
 """Run by torchrun: five steps of the real loop for each cell of the matrix; each cell's weights go to a file.
 
-Arguments: the prepared folders of text, of pairs and of rankings, the output folder. Cell names:
-zero-micro-optimizer-precision, after `dpo-` for pairs, `reward-` for rankings and `lora-` for adapters; `naive` and
-`dpo-naive` weigh their losses wrongly.
+Arguments: the prepared folders of text, of pairs and of rankings, one that launches share, one of this launch's.
+Cell names: zero-micro-optimizer-precision, after `dpo-` for pairs, `reward-` for rankings and `lora-` for adapters;
+`naive` and `dpo-naive` weigh their losses wrongly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from safetensors.torch import save_file
 from tests.trainer.engine.stages import VOCABULARY, stage
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -179,8 +180,57 @@ def accumulated(zero: int, kept_in: str | None, prepared: PreparedData) -> float
     return (missed / sum(float(e.square().sum()) for e in exact)) ** 0.5
 
 
+def resized_cells() -> list[tuple[int, int, str, str]]:
+    return [(zero, 1, "adamw", precision) for zero, precision in ((1, "bf16"), (2, "fp32"), (3, "fp32"), (3, "bf16"))]
+
+
+def optimizer_state(engine: Engine) -> dict[str, torch.Tensor]:
+    """Master weights and both moments, whole, by parameter or, where the shards are stretches, by group; collective."""
+    if engine.deepspeed.zero_optimization_stage() == 3:
+        whole = {(n, "fp32"): safe_get_full_fp32_param(p) for n, p in engine.module.named_parameters()}
+        for key in ("exp_avg", "exp_avg_sq"):
+            whole |= {(n, key): safe_get_full_optimizer_state(p, key) for n, p in engine.module.named_parameters()}
+        return {f"{name}/{key}": tensor.clone() for (name, key), tensor in whole.items()}
+    found = {}
+    groups = setup.parameter_groups(engine.module, 0.0)
+    for i, (group, shard) in enumerate(zip(groups, engine._optimizer.param_groups, strict=True)):
+        (flat,) = shard["params"]
+        state = engine._optimizer.state[flat]
+        for key, own in (("fp32", flat.detach()), ("exp_avg", state["exp_avg"]), ("exp_avg_sq", state["exp_avg_sq"])):
+            parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, own.contiguous())
+            found[f"{i}/{key}"] = torch.cat(parts)[: sum(p.numel() for p in group["params"])].clone()
+    return found
+
+
+def resize(cell: tuple[int, int, str, str], prepared: PreparedData, group: Group, shared: Path) -> None:
+    """One process trains and saves, two load it; what each holds then, and after one step more, goes to files."""
+    config = configure(*cell)
+    torch.manual_seed(0)
+    engine = Engine(load_model(config, prepared, verify=False), config)
+    trainer = loop.Loop(engine, group, prepared, config, NextToken(), lambda: False)
+    *steps, last = plan_steps(prepared.info.epoch_rows, 4, 3)
+    name = cell_name(*cell)
+    if group.size == 1:
+        for step in steps:
+            trainer.step(step)
+        engine.save(str(shared / name), "deepspeed")
+    else:
+        engine.load_resized(str(shared / name), "deepspeed", shared / name / "scratch", group, lambda: None)
+    held = optimizer_state(engine)
+    trainer.step(last)
+    told = {
+        "decay": [each["weight_decay"] for each in engine.deepspeed.optimizer.param_groups],
+        "steps": [float(state["step"]) for state in engine._optimizer.state.values()],
+    }
+    if group.is_first:
+        save_file(held, shared / f"{name}-by-{group.size}.safetensors")
+        (shared / f"{name}-by-{group.size}.json").write_text(json.dumps(told))
+    engine.deepspeed.destroy()
+
+
 def main() -> None:
-    *folders, out = map(Path, sys.argv[1:])
+    *folders, shared, out = map(Path, sys.argv[1:])
     chunks.CPU_BYTES = 3 * 4 * VOCABULARY  # three tokens a chunk
     group = Group()
     texts, pairs, rankings = (PreparedData.open(folder, None) for folder in folders)
@@ -207,6 +257,8 @@ def main() -> None:
     for zero in range(4):
         errors = {name: accumulated(zero, kept_in, texts) for name, kept_in in (("own", None), ("bf16", "bf16"))}
         (out / f"accumulated-{zero}.json").write_text(json.dumps(errors))
+    for cell in resized_cells():
+        resize(cell, texts, group, shared)
     group.barrier()
 
 

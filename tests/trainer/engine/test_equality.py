@@ -53,12 +53,19 @@ def reference(prepared: PreparedData) -> dict[str, oracle.Oracle]:
     return {name: oracle.train(prepared, matrix.RECIPE, name) for name in ("sgd", "adamw")}
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process leaves for two."""
+    return tmp_path_factory.mktemp("shared")
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["one-process", "two-processes"])
 def results(
     request: pytest.FixtureRequest,
     prepared: PreparedData,
     pairs: PreparedData,
     rankings: PreparedData,
+    shared: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """One launch a world size; it finds neither a compiler nor anything else on PATH."""
@@ -79,6 +86,7 @@ def results(
             str(prepared.folder),
             str(pairs.folder),
             str(rankings.folder),
+            str(shared),
             str(out),
         ],
         cwd=Path(__file__).parents[3],
@@ -234,3 +242,17 @@ def test_an_adapter_equals_plain_torch_and_leaves_all_else_as_it_was(
         told = json.loads((results / f"{cell}.json").read_text())
         assert [step["loss"] for step in told["steps"]] == pytest.approx(wanted.losses, rel=1e-5), cell
         assert [step["norm"] for step in told["steps"]] == pytest.approx(wanted.norms, rel=1e-3), cell
+
+
+def test_the_state_that_one_process_saved_is_in_two_the_same_bit_for_bit(results: Path, shared: Path) -> None:
+    """And so is what counts the optimiser's steps, and which parameters decay."""
+    for cell in matrix.resized_cells():
+        name = matrix.cell_name(*cell)
+        told = [json.loads(file.read_text()) for file in shared.glob(f"{name}-by-*.json")]
+        assert told
+        assert all(each == {"decay": [0.1, 0.0], "steps": [3.0, 3.0]} for each in told), name
+        one, *others = (load_file(file) for file in sorted(shared.glob(f"{name}-by-*.safetensors")))
+        assert all(float(one[key].abs().sum()) > 0 for key in one), name
+        for other in others:
+            assert all(torch.equal(one[key], other[key]) for key in one), name
+        assert not list(shared.glob(f"{name}/scratch/deepspeed/tmp"))
