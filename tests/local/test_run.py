@@ -107,7 +107,15 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_killed_interrupted_and_taken_up_again(folder: Path) -> None:
+def run_with(folder: Path, document: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    (folder / "other.yaml").write_text(yaml.safe_dump(document))
+    return trimtab("local", "run", folder / "other.yaml", "--workdir", folder / "work")
+
+
+def test_killed_interrupted_and_taken_up_again_with_fewer_processes(folder: Path) -> None:
+    fewer, more = manifest(), manifest()
+    more["spec"]["stages"][0]["processesPerNode"] = 2
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(more))
     first = start(folder)
     until_steps(folder, first, 1)
     other = trimtab("local", "run", folder / "tiny.yaml", "--workdir", folder / "work")
@@ -122,6 +130,15 @@ def test_killed_interrupted_and_taken_up_again(folder: Path) -> None:
     _, said = second.communicate(timeout=PATIENCE_SECONDS)
     assert second.returncode == 130, said
     assert processes_of(folder) == []
+
+    refused = run_with(folder, fewer)
+    assert refused.returncode == 64
+    assert "processesPerNode can change only while the job is suspended" in refused.stderr
+    fewer["spec"]["suspend"] = True
+    assert run_with(folder, fewer).returncode == 0
+    assert status(folder)["phase"] == "Suspended"
+    fewer["spec"]["suspend"] = False
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(fewer))
 
     third = start(folder)
     _, said = third.communicate(timeout=PATIENCE_SECONDS)

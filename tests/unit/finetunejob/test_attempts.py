@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.unit.finetunejob.world import START, World, spec
+from tests.unit.finetunejob.world import START, World, spec, stage
 
 from trimtab_operator.core.pods import Ended, PodView
 from trimtab_operator.finetunejob.attempts import Failed, Interrupted, outcome, retry_delay
@@ -191,6 +191,23 @@ def test_suspend_ends_the_attempt_and_resuming_takes_the_next() -> None:
     assert world.status["phase"] == "Running"
     assert attempt(world) == 2
     assert "failures" not in world.stage("one")
+
+
+def test_while_suspended_the_shape_may_change_and_nothing_is_prepared_again() -> None:
+    world = training()
+    before = world.config("one")
+    world.edit(suspend=True)
+    world.settle()
+    world.end(world.pods("one")[0], 75)
+    world.settle()
+    world.edit(stages=[stage(processesPerNode=4)], suspend=False)
+    world.settle()
+    after = world.config("one")
+    assert (before.get("processesPerNode", 1), after["processesPerNode"]) == (1, 4)
+    assert (before["attempt"], after["attempt"]) == (1, 2)
+    same = before.keys() - {"attempt", "processesPerNode", "threads"}
+    assert {key: before[key] for key in same} == {key: after[key] for key in same}
+    assert len(world.jobs("prepare")) == 1
 
 
 def test_hostile_last_words_are_shown_harmless() -> None:
