@@ -76,7 +76,7 @@ test-chart: setup ## Render the chart with Helm 3 and 4, and check objects, valu
 	$(PYTEST) -n 2 tests/chart
 
 test-trainer: setup ## Test the trainer with real engines and processes
-	$(PYTEST) tests/trainer
+	$(PYTEST) -n 2 --dist loadfile tests/trainer
 
 test-serving: setup ## Test the launcher and the served addresses
 	$(PYTEST) tests/serving
