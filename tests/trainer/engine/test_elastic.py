@@ -62,6 +62,7 @@ ALL = [
     *(Cell("sft-lora", zero, 1, 2, precision) for zero, precision in ((0, "fp32"), (2, "bf16"), (3, "fp32"))),
     *(Cell(kind, 3, 2, 1) for kind in ("pretrain", "dpo", "reward", "early")),
     *(Cell("ppo", zero, *sizes) for zero, sizes in ((0, (2, 1)), (1, (2, 1)), (2, (1, 2)), (3, (2, 1)))),
+    Cell("ppo-lora", 3, 2, 1),
 ]
 CELLS = ALL if os.environ.get("TRIMTAB_ELASTIC") == "all" else CI
 
@@ -111,6 +112,7 @@ def settings_of(kind: str, start: Start) -> dict[str, Any]:
         "sft-lora": {"lora": Lora(rank=4)},
         "dpo": {"reference": start.model, "preference": Preference(beta=0.5)},
         "ppo": {"reference": start.model, "reward": start.reward, "ppo": ppo},
+        "ppo-lora": {"reference": start.model, "reward": start.reward, "ppo": ppo, "lora": Lora(rank=4)},
         "early": {
             # the first measurement stays the best, so its checkpoint, of the first attempt, is the result
             "early_stopping": EarlyStopping(patience=STEPS, minimum_improvement=100.0),
@@ -235,5 +237,5 @@ def test_killed_it_goes_on_with_another_number_of_processes(
     near = {"rel": 1e-4, "abs": 1e-5} if cell.precision == "fp32" else {"rel": 0.05}
     assert [row["loss"] for row in run.rows()] == pytest.approx([row["loss"] for row in other.rows()], **near)
     assert run.report.best_step == (EVERY if cell.kind == "early" else None)
-    if cell.kind == "ppo":
+    if cell.kind.startswith("ppo"):
         assert run.log().count("replaying the stored rollout") in (last_step - saved, last_step - saved + 1)
