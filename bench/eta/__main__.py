@@ -7,7 +7,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.trainer.engine import stages
@@ -87,10 +90,17 @@ def follow(run: stages.Run) -> tuple[Heartbeat, float]:
     return heard, ended - heard.at
 
 
+def drift(rows: list[dict[str, Any]]) -> float:
+    """How much longer the median step took after `STEP` than before: what else the machine did."""
+    at = [datetime.fromisoformat(row["time"]).timestamp() for row in rows]
+    seconds = [after - before for before, after in pairwise(at)]
+    return median(seconds[STEP - 1 :]) / median(seconds[1 : STEP - 1])
+
+
 def measure(names: list[str]) -> Iterator[str]:
     """Lines of the table."""
-    yield "| stage | at step | said, s | took, s | ratio |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
+    yield "| stage | at step | said, s | took, s | ratio | later step over earlier one | ratio at the earlier speed |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     with tempfile.TemporaryDirectory(prefix="trimtab-eta-") as folder:
         root, results = Path(folder), dict[str, str]()
         for case in CASES:
@@ -99,8 +109,9 @@ def measure(names: list[str]) -> Iterator[str]:
             run = stages.start(root, configure(case, root, results), stages.container)
             beat, took = follow(run)
             results[case.name] = manifest.manifest_digest(run.folder / "model")
-            said = beat.remaining_seconds or 0.0
-            yield f"| {case.name} | {beat.step} | {said:.1f} | {took:.1f} | {said / took:.2f} |"
+            ratio, slower = (beat.remaining_seconds or 0.0) / took, drift(run.rows())
+            cells = [case.name, str(beat.step), f"{beat.remaining_seconds:.1f}", f"{took:.1f}", f"{ratio:.2f}"]
+            yield f"| {' | '.join([*cells, f'{slower:.2f}', f'{ratio * slower:.2f}'])} |"
 
 
 def main() -> None:

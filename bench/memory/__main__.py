@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tests.trainer.engine import stages
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, PrepareStage, StageType, TrainConfig, dump
 from trimtab_trainer.data.store import PreparedData
+from trimtab_trainer.engine import reward
 from trimtab_trainer.ppo_settings import Ppo, Rollout
 from trimtab_trainer.prepare.activations import count_activations
 from trimtab_trainer.prepare.memory import process_memory
@@ -41,12 +44,11 @@ MODEL = {
 
 @dataclass(frozen=True)
 class Case:
-    """A stage to measure; `start`: the case whose result it starts from."""
+    """A stage to measure, from random weights."""
 
     name: str
     type: StageType = StageType.PRETRAIN
     micro: int = 8
-    start: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -56,28 +58,37 @@ CASES = (
     Case("pretrain-checkpointed", micro=32, recipe={"gradient_checkpointing": True}),
     Case("pretrain-zero-2", fields={"zero_stage": 2}),
     Case("pretrain-zero-3", fields={"zero_stage": 3}),
-    Case("sft-bf16", StageType.SFT, 16, "pretrain", {"precision": "bf16"}),
-    Case("sft-lora", StageType.SFT, 10, "pretrain", {"lora": Lora(rank=16)}),
-    Case("dpo", StageType.DPO, 4, "pretrain", {"preference": Preference()}),
-    Case("reward", StageType.REWARD, 4, "pretrain"),
-    Case("ppo", StageType.PPO, 16, "pretrain", {"ppo": Ppo(rollout=Rollout(max_new_tokens=16))}),
+    Case("sft-bf16", StageType.SFT, 16, {"precision": "bf16"}),
+    Case("sft-lora", StageType.SFT, 10, {"lora": Lora(rank=16)}),
+    Case("dpo", StageType.DPO, 4, {"preference": Preference()}),
+    Case("reward", StageType.REWARD, 4),
+    Case("ppo", StageType.PPO, 16, {"ppo": Ppo(rollout=Rollout(max_new_tokens=16))}),
 )
 
 
-def configure(case: Case, root: Path, results: dict[str, str]) -> TrainConfig:
+def write_start(root: Path, name: str, auto: Any, kind: manifest.Kind) -> Artifact:
+    """Random weights as the result of an earlier stage."""
+    folder = root / "volume" / name / "model"
+    torch.manual_seed(0)
+    auto.from_config(AutoConfig.for_model(**MODEL, num_labels=1)).save_pretrained(folder)
+    if kind == "reward":
+        reward.write_offset(folder, 0.0)
+    return Artifact(uri=f"pvc://models/{name}/model", digest=manifest.seal(folder, kind, {}))
+
+
+def configure(case: Case, root: Path, model: Artifact, scorer: Artifact) -> TrainConfig:
     """The stage of a case, with its prepared data."""
     prepared = stages.write_prepared(
         root, row_counts=[2 * case.micro], batch=case.micro, stage_type=case.type, model_config=MODEL,
-        lengths=(TOKENS, TOKENS), seed=len(results),
+        lengths=(TOKENS, TOKENS), seed=CASES.index(case),
     )  # fmt: skip
-    models = {name: Artifact(uri=f"pvc://models/{name}/model", digest=digest) for name, digest in results.items()}
     extra: dict[str, Any] = dict(case.fields)
-    if case.start:
-        extra["model"] = models[case.start]
+    if case.type is not StageType.PRETRAIN:
+        extra["model"] = model
     if case.type in (StageType.DPO, StageType.PPO):
-        extra["reference"] = models["pretrain"]
+        extra["reference"] = model
     if case.type is StageType.PPO:
-        extra["reward"] = models["reward"]
+        extra["reward"] = scorer
     return stages.stage(
         prepared, stage=case.name, type=case.type, folder=f"pvc://models/{case.name}", threads=2,
         recipe={"global_batch_size": case.micro, "micro_batch_size": case.micro, **case.recipe}, **extra,
@@ -121,15 +132,13 @@ def run(names: list[str]) -> Iterator[str]:
     yield "| stage | estimated MiB | measured MiB | ratio | largest phase |"
     yield "| --- | ---: | ---: | ---: | --- |"
     with tempfile.TemporaryDirectory(prefix="trimtab-memory-") as folder:
-        root, results = Path(folder), dict[str, str]()
-        needed = {case.start for case in CASES if case.name in names} | ({"reward"} if "ppo" in names else set())
-        for case in CASES:
-            if case.name not in names and case.name not in needed:
-                continue
-            config = configure(case, root, results)
+        root = Path(folder)
+        model = write_start(root, "start", AutoModelForCausalLM, "model")
+        scorer = write_start(root, "scorer", AutoModelForSequenceClassification, "reward")
+        for case in (case for name in names for case in CASES if case.name == name):
+            config = configure(case, root, model, scorer)
             estimated = predict(config, root / "volume" / config.prepared.uri.removeprefix("pvc://models/"))
             peaks = measure(config, root)
-            results[case.name] = manifest.manifest_digest(root / "volume" / case.name / "model")
             phase = max(peaks, key=lambda name: peaks[name])
             ratio = estimated / peaks[phase]
             yield f"| {case.name} | {estimated // MIB} | {peaks[phase] // MIB} | {ratio:.2f} | {phase} |"

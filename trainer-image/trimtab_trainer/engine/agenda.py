@@ -21,7 +21,8 @@ def agenda_of(config: TrainConfig, prepared: PreparedData, model: PreTrainedMode
     is_ppo, is_reward = config.type is StageType.PPO, config.type is StageType.REWARD
     held_out = prepared.rows(VALIDATION) if info.has_validation else 0
     measured = held_out + sum(prepared.rows(task_plan(task)) for task in info.held_out_tasks)
-    ending = prepared.rows(0) + held_out if is_reward else 0  # the offset on all answers, and the calibration
+    centred_on = prepared.demonstrations or prepared
+    ending = centred_on.rows(0) + held_out if is_reward else 0  # the offset, and the calibration
     width = DTYPES[config.precision].itemsize
     result = width * sum(_size(p) for p in model.parameters())
     states = (_STATES + (_MASTER if width < _MASTER else 0)) * sum(
