@@ -94,7 +94,7 @@ test-resume: export TRIMTAB_KILLS := 10
 test-resume: export TRIMTAB_LIVES := 2
 test-resume: export TRIMTAB_ELASTIC := all
 test-resume: setup ## Kill each type of stage ten times between its checkpoints, twice, and go on with other numbers of processes
-	$(PYTEST) tests/trainer/engine/test_kills.py tests/trainer/engine/test_elastic.py
+	$(PYTEST) --timeout 3600 tests/trainer/engine/test_kills.py tests/trainer/engine/test_elastic.py
 
 test-rollouts: setup ## Sample with vLLM through whole stages, and in bf16 with sharded weights: minutes
 	$(PYTEST) tests/rollouts
