@@ -27,7 +27,7 @@ LENGTHS = [[9, 2, 7], [3, 1, 12], [5]]
 @pytest.fixture(autouse=True)
 def _restored() -> object:
     yield
-    attention.install()
+    AttentionInterface.register("sdpa", attention.attention)
 
 
 def model_of(model_type: str) -> PreTrainedModel:
@@ -45,6 +45,10 @@ def batch() -> MicroBatch:
     return collate(rows, padding_id=2)
 
 
+def blocks_of(mask: torch.Tensor) -> list[list[attention.Block]]:
+    return attention._batch(mask[None, None]).rows
+
+
 def outputs(model: PreTrainedModel, given: MicroBatch) -> list[torch.Tensor]:
     logits = model(input_ids=given.input_ids, position_ids=given.position_ids, use_cache=False).logits
     return [logits.detach(), *torch.autograd.grad(logits.square().mean(), list(model.parameters()))]
@@ -55,7 +59,7 @@ def test_s2_segment_by_segment_equals_the_whole_square(family: str) -> None:
     model, given = model_of(family), batch()
     AttentionInterface.register("sdpa", sdpa_attention_forward)
     expected = outputs(model, given)
-    attention.install()
+    attention.install(model)
     for ours, theirs in zip(outputs(model, given), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -68,13 +72,13 @@ def test_generation_with_padding_on_the_left_is_unchanged() -> None:
     AttentionInterface.register("sdpa", sdpa_attention_forward)
     settings = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     expected = model.generate(ids, **settings)
-    attention.install()
+    attention.install(model)
     assert torch.equal(model.generate(ids, **settings), expected)
 
 
 def test_the_work_is_the_sum_of_the_segments_squares(monkeypatch: pytest.MonkeyPatch) -> None:
     model, length, squares = model_of("llama"), 64, []
-    attention.install()
+    attention.install(model)
     torchs_own = torch.nn.functional.scaled_dot_product_attention
 
     def counting(query: torch.Tensor, key: torch.Tensor, *others: object, **settings: object) -> torch.Tensor:
@@ -96,17 +100,17 @@ def test_the_work_is_the_sum_of_the_segments_squares(monkeypatch: pytest.MonkeyP
 def test_a_mask_that_no_block_divides_is_left_whole() -> None:
     mask = torch.ones(4, 4, dtype=torch.bool).tril()
     mask[2, 0] = mask[1, 0] = False
-    (blocks,) = attention._blocks(mask[None, None])
+    (blocks,) = blocks_of(mask)
     assert [(block.start, block.stop) for block in blocks] == [(0, 4)], "the last token sees the first"
     backwards = torch.eye(4, dtype=torch.bool)
     backwards[0, 3] = True
-    assert len(attention._blocks(backwards[None, None])[0]) == 1, "the first sees the last"
-    assert len(attention._blocks(torch.eye(4, dtype=torch.bool)[None, None])[0]) == 4
+    assert len(blocks_of(backwards)[0]) == 1, "the first sees the last"
+    assert len(blocks_of(torch.eye(4, dtype=torch.bool))[0]) == 4
 
 
 def test_what_is_known_of_a_mask_goes_with_it() -> None:
-    attention.install()
     model = model_of("mistral")
+    attention.install(model)
     for _ in range(3):
         outputs(model, batch())
     gc.collect()

@@ -1,8 +1,8 @@
 """Attention over packed rows that computes nothing between segments.
 
-transformers isolates the segments of a row by a mask, and torch's attention on a CPU computes the whole square of a row
-all the same: for twenty segments twenty times what is needed. Here each segment is a call of its own. On a GPU hundreds
-of small calls would cost more than they save, so it keeps transformers' own.
+transformers isolates the segments of a row by a mask, and torch's attention computes the whole square of a row all the
+same: for twenty segments twenty times what is needed. On a CPU each segment is a call of its own here. On a GPU
+hundreds of small calls would cost more than they save; there all segments are one call (`flash`), where the GPU has it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from trimtab_trainer.engine import flash
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,23 @@ class Block:
     """bool [1, 1, L, L]; None: each sees all before it."""
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What a mask says."""
+
+    rows: list[list[Block]]
+    bounds: flash.Bounds | None
+    """Where all blocks are segments, each token of which sees all before it."""
+
+
 _known = WeakIdKeyDictionary()
-"""Blocks of each row by mask: all layers of a forward pass share one."""
+"""A `_Batch` by mask: all layers of a forward pass share one."""
 
 
-def install() -> None:
-    """Make it what `attn_implementation="sdpa"` means in this process, on CPUs."""
+def install(model: PreTrainedModel) -> None:
+    """Make it what `attn_implementation="sdpa"` means in this process; `model` is one that will use it."""
     AttentionInterface.register("sdpa", attention)
+    flash.prepare(model)
 
 
 def attention(
@@ -45,11 +57,17 @@ def attention(
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers' function for "sdpa": query, key and value [R, heads, T, D], mask bool [R, 1, T, T] or none."""
-    if attention_mask is None or not _is_square(query, attention_mask):
+    in_one_call, on_cpu = flash.suits(query, key, settings), query.device.type == "cpu"
+    batch = None
+    if attention_mask is not None and (in_one_call or on_cpu) and _is_square(query, attention_mask):
+        batch = _batch(attention_mask)
+    if batch is not None and batch.bounds is not None and in_one_call:
+        return flash.attend(query, key, value, batch.bounds, settings.get("scaling")), None
+    if batch is None or not on_cpu:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return output, None
     rows = []
-    for row, blocks in enumerate(_blocks(attention_mask)):
+    for row, blocks in enumerate(batch.rows):
         parts = []
         for block in blocks:
             q, k, v = (each[row : row + 1, :, block.start : block.stop] for each in (query, key, value))
@@ -60,17 +78,27 @@ def attention(
 
 def _is_square(query: torch.Tensor, mask: torch.Tensor) -> bool:
     """A mask for tokens that see tokens of the same pass: none of a cache, and the same for all heads."""
-    if mask.dtype is not torch.bool or query.device.type != "cpu":
+    if mask.dtype is not torch.bool:
         return False
     rows, _, length, _ = query.shape
     return mask.shape == (rows, 1, length, length)
 
 
-def _blocks(mask: torch.Tensor) -> list[list[Block]]:
+def _batch(mask: torch.Tensor) -> _Batch:
+    """`mask`: bool [R, 1, T, T]."""
     if mask not in _known:
-        _known[mask] = [_blocks_of_row(row) for row in mask[:, 0]]
-    found: list[list[Block]] = _known[mask]
+        rows = [_blocks_of_row(row) for row in mask[:, 0].cpu()]
+        _known[mask] = _Batch(rows, _bounds(rows, mask.shape[-1], mask.device))
+    found: _Batch = _known[mask]
     return found
+
+
+def _bounds(rows: list[list[Block]], length: int, device: torch.device) -> flash.Bounds | None:
+    if any(block.mask is not None for blocks in rows for block in blocks):
+        return None
+    edges = [i * length + block.start for i, blocks in enumerate(rows) for block in blocks]
+    longest = max(block.stop - block.start for blocks in rows for block in blocks)
+    return flash.Bounds(torch.tensor([*edges, len(rows) * length], dtype=torch.int32, device=device), longest)
 
 
 def _blocks_of_row(mask: torch.Tensor) -> list[Block]:

@@ -25,7 +25,7 @@ class Network(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        attention.install()
+        attention.install(model)
         self.model = model
 
     @abstractmethod
