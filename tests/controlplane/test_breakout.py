@@ -29,6 +29,13 @@ LITERAL: dict[str, set[Place]] = {
             for part in ("prompt", "completion")
         ),
         *(
+            ("spec", "stages", "[]", "ppo", "verifier", *end)
+            for end in (
+                ("regularExpression", "pattern"),
+                *((kind, part) for kind in ("exactMatch", "numericAnswer") for part in ("field", "answerPattern")),
+            )
+        ),
+        *(
             (*shape, *end)
             for shape in (("spec", "defaults"), ("spec", "stages", "[]"))
             for end in (

@@ -44,6 +44,9 @@ _NEIGHBOURS: dict[str, Any] = {
     "source": {"jobName": "some", "jobUID": "some"},
 }
 
+_IN_PLACE_OF = {"verifier": "rewardFrom"}
+"""What a field excludes beside it."""
+
 
 def places(kind: str, wanted: Callable[[str, dict[str, Any]], bool]) -> Iterator[Place]:
     """The places below `spec` whose name and schema are wanted."""
@@ -73,6 +76,8 @@ def manifest_with(kind: str, place: Place, value: Any) -> Manifest:
     node: Any = made
     for index, key in enumerate(place):
         last = index == len(place) - 1
+        if key in _IN_PLACE_OF:
+            node.pop(_IN_PLACE_OF[key], None)
         parent = place[index - 1] if index else ""
         if key == "[]":
             position = _position(parent, place)

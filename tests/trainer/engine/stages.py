@@ -311,3 +311,15 @@ def run(root: Path, config: TrainConfig, launch: Launch = forks.start) -> tuple[
     """Start the stage and wait for its end."""
     started = start(root, config, launch)
     return started, started.finish()
+
+
+def finished(root: Path, config: TrainConfig) -> Run:
+    """Run a stage that has to end well."""
+    ended, code = run(root, config)
+    assert code == 0, ended.output
+    return ended
+
+
+def sealed(folder: Path, kind: manifest.Kind) -> Artifact:
+    """A folder of weights as an artifact."""
+    return Artifact(uri=folder.as_uri(), digest=manifest.seal(folder, kind, {}))

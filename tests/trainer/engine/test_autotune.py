@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from tests.trainer.engine import stages
 
 from trimtab_trainer.config import TrainConfig
 from trimtab_trainer.data.store import PreparedData
-from trimtab_trainer.errors import BadConfiguration, Killed, Preempted, StageError, TrainingFailed
-from trimtab_trainer.supervisor.autotune import settle
+from trimtab_trainer.errors import BadConfiguration, Killed, Preempted, StageError, Stalled, TrainingFailed
+from trimtab_trainer.supervisor import autotune
 from trimtab_trainer.supervisor.fence import Fence
 from trimtab_trainer.tuning import AUTOTUNE_FILE, GAIN, MARGIN, Measured, Tuning, choose, next_size, table
 
@@ -79,7 +82,7 @@ class Stage:
     def settle(self, attempt: int = 1) -> TrainConfig:
         fence = Fence(self.folder, attempt)
         fence.take()
-        return settle(configure(attempt=attempt), self.folder, fence, 0, self._ask)
+        return autotune.settle(configure(attempt=attempt), self.folder, fence, 0, self._ask)
 
     def _ask(self, size: int) -> Measured:
         self.asked.append(size)
@@ -148,6 +151,32 @@ def test_other_failures_end_the_attempt_and_the_next_one_goes_on(tmp_path: Path,
     failing = False
     assert stage.settle(2).recipe.micro_batch_size == 8
     assert stage.asked.count(1) == (2 if size == 1 else 1), "what was measured is kept"
+
+
+def test_the_other_pods_wait_for_the_choice_and_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "_POLL_SECONDS", 0.01)
+    begun = threading.Event()
+
+    def measure(size: int) -> Measured:
+        begun.set()
+        time.sleep(0.05)
+        return measured(size, 1 / size)
+
+    stage = Stage(tmp_path, measure)
+    fence = Fence(tmp_path, 1)
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(autotune.settle, configure(), tmp_path, fence, 1, pytest.fail)  # type: ignore[arg-type]
+        first = pool.submit(stage.settle)
+        assert begun.wait(30)
+        assert not other.done(), "there is no choice yet"
+        assert other.result(30) == first.result(30)
+    assert first.result().recipe.micro_batch_size == 8
+
+
+def test_a_pod_that_waits_in_vain_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "WAIT_SECONDS", 0.0)
+    with pytest.raises(Stalled, match=r"autotune\.json: no choice after 0 s; see the first pod's log"):
+        autotune.settle(configure(), tmp_path, Fence(tmp_path, 1), 1, pytest.fail)  # type: ignore[arg-type]
 
 
 def test_where_nothing_fits_the_message_says_what_would(tmp_path: Path) -> None:

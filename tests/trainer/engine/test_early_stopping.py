@@ -101,12 +101,6 @@ def overfitting(root: Path, name: str, **changes: Any) -> TrainConfig:
     )
 
 
-def finished(root: Path, config: TrainConfig) -> stages.Run:
-    run, code = stages.run(root, config)
-    assert code == 0, run.output
-    return run
-
-
 def killed(root: Path, config: TrainConfig, step: int) -> stages.Run:
     """A process is killed once `step` is done."""
     run = stages.start(root, config)
@@ -120,7 +114,7 @@ def killed(root: Path, config: TrainConfig, step: int) -> stages.Run:
 
 @pytest.fixture(scope="module")
 def calm(root: Path) -> stages.Run:
-    return finished(root, overfitting(root, "calm"))
+    return stages.finished(root, overfitting(root, "calm"))
 
 
 def validation_loss(run: stages.Run) -> float:
@@ -162,7 +156,7 @@ def test_kills_change_neither_the_stop_nor_a_bit_of_the_result(calm: stages.Run,
     config = overfitting(root, "killed")
     for attempt, step in enumerate(kills, start=1):
         killed(root, config.model_copy(update={"attempt": attempt}), step)
-    again = finished(root, config.model_copy(update={"attempt": 3}))
+    again = stages.finished(root, config.model_copy(update={"attempt": 3}))
     assert stages.same_weights(calm, again), kills
     assert measured(again) == measured(calm), kills
     assert [row["step"] for row in again.rows()] == list(range(1, last + 1)), kills
@@ -173,7 +167,7 @@ def test_kills_change_neither_the_stop_nor_a_bit_of_the_result(calm: stages.Run,
 @pytest.mark.parametrize(("zero", "precision"), [(2, "bf16"), (3, "fp32")])
 def test_sharded_weights_go_back_to_the_best_step(root: Path, zero: int, precision: str) -> None:
     name = f"zero-{zero}"
-    run = finished(root, overfitting(root, name, zero_stage=zero, precision=precision))
+    run = stages.finished(root, overfitting(root, name, zero_stage=zero, precision=precision))
     best = run.report.best_step
     assert best is not None
     losses = measured(run)
@@ -191,7 +185,7 @@ def test_a_damaged_best_checkpoint_is_trained_again(calm: stages.Run, root: Path
     assert after
     victim = next((folder / f"step-{best}").rglob("*.pt"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    again = finished(root, config.model_copy(update={"attempt": 2}))
+    again = stages.finished(root, config.model_copy(update={"attempt": 2}))
     assert stages.same_weights(calm, again)
     assert any(f"{path} counts on the weights of" in again.output for path in after)
 

@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from tests.trainer.engine import stages
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact, StageType, TrainConfig
 from trimtab_trainer.engine import universal
 from trimtab_trainer.engine.checkpoint import seed_all
@@ -84,17 +83,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
     AutoModelForCausalLM.from_config(config).save_pretrained(root / "model")
     add_head(root / "model", 5, dtype=torch.float32).save_pretrained(root / "reward")
     write_offset(root / "reward", 0.25)
-    return Start(root, sealed(root / "model", "model"), sealed(root / "reward", "reward"))
-
-
-def sealed(folder: Path, kind: manifest.Kind) -> Artifact:
-    return Artifact(uri=folder.as_uri(), digest=manifest.seal(folder, kind, {}))
-
-
-def finished(ended: tuple[stages.Run, int]) -> stages.Run:
-    run, code = ended
-    assert code == 0, run.output
-    return run
+    return Start(root, stages.sealed(root / "model", "model"), stages.sealed(root / "reward", "reward"))
 
 
 def settings_of(kind: str, start: Start) -> dict[str, Any]:
@@ -213,7 +202,7 @@ def calm(start: Start) -> Callable[[Cell], stages.Run]:
     @cache
     def run(kind: str, precision: str) -> stages.Run:
         cell = Cell(kind, 0, 1, 1, precision)
-        return finished(stages.run(start.root, configure(start, cell, f"{kind}-{precision}-calm", 1)))
+        return stages.finished(start.root, configure(start, cell, f"{kind}-{precision}-calm", 1))
 
     return lambda cell: run(cell.kind, cell.precision)
 
@@ -225,7 +214,7 @@ def test_killed_it_goes_on_with_another_number_of_processes(
     other = calm(cell)
     first = stages.start(start.root, configure(start, cell, cell.name, cell.before))
     last_step = killed(first, cell.before)
-    run = finished(stages.run(start.root, configure(start, cell, cell.name, cell.after, attempt=2)))
+    run = stages.finished(start.root, configure(start, cell, cell.name, cell.after, attempt=2))
     assert f"written by {cell.before} processes, this attempt has {cell.after}" in run.output
     saved = next(row["step"] for row in run.rows() if row["attempt"] == 2) - 1
     assert 0 < saved < last_step

@@ -33,20 +33,14 @@ DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
 def base(tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
     root = tmp_path_factory.mktemp("kills")
     prepared = stages.write_prepared(root, row_counts=[8], batch=8, model_config=DROPOUT)
-    return finished(stages.run(root, stages.stage(prepared, recipe={"global_batch_size": 8})))
+    return stages.finished(root, stages.stage(prepared, recipe={"global_batch_size": 8}))
 
 
 @pytest.fixture(scope="module")
 def reward(base: stages.Run) -> Artifact:
     """A reward model from the base."""
     prepared = stages.write_prepared(base.root, row_counts=[24], batch=8, stage_type=StageType.REWARD)
-    return model_of(finished(stages.run(base.root, stage(base, prepared, StageType.REWARD, "judge"))))
-
-
-def finished(ended: tuple[stages.Run, int]) -> stages.Run:
-    run, code = ended
-    assert code == 0, run.output
-    return run
+    return model_of(stages.finished(base.root, stage(base, prepared, StageType.REWARD, "judge")))
 
 
 def model_of(run: stages.Run) -> Artifact:
@@ -108,7 +102,7 @@ def test_s10_killed_between_checkpoints_it_ends_bitwise_as_if_undisturbed(
     def configure(name: str) -> TrainConfig:
         return stage(base, prepared, stage_type, f"{kind}-{name}", **settings_of(kind, model_of(base), reward))
 
-    calm = finished(stages.run(base.root, configure("calm")))
+    calm = stages.finished(base.root, configure("calm"))
     for number in range(LIVES):
         seed = random.SystemRandom().getrandbits(32)
         lost, resumed = life_with_kills(configure(f"life-{number}"), base, random.Random(seed))
@@ -140,7 +134,7 @@ def life_with_kills(config: TrainConfig, base: stages.Run, rng: random.Random) -
         if (last := run.rows()[-1]["step"]) > saved:
             lost.append(last - saved)
         attempt += 1
-    resumed = finished(stages.run(base.root, config.model_copy(update={"attempt": attempt})))
+    resumed = stages.finished(base.root, config.model_copy(update={"attempt": attempt}))
     return lost, resumed
 
 

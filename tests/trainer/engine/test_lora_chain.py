@@ -28,13 +28,7 @@ DROPOUT = {**stages.TINY_LLAMA, "attention_dropout": 0.1}
 def base(tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
     root = tmp_path_factory.mktemp("lora")
     prepared = stages.write_prepared(root, row_counts=[32], batch=8, model_config=DROPOUT)
-    return finished(root, stages.stage(prepared, recipe={"global_batch_size": 8}))
-
-
-def finished(root: object, config: TrainConfig) -> stages.Run:
-    run, code = stages.run(root, config)  # type: ignore[arg-type]
-    assert code == 0, run.output
-    return run
+    return stages.finished(root, stages.stage(prepared, recipe={"global_batch_size": 8}))
 
 
 def result_of(run: stages.Run) -> Artifact:
@@ -64,7 +58,7 @@ def adapted(start: stages.Run, kind: str, name: str, epochs: int = 12, **changes
 
 @pytest.fixture(scope="module")
 def tuned(base: stages.Run) -> stages.Run:
-    return finished(base.root, adapted(base, "sft", "sft", zero_stage=3, precision="bf16"))
+    return stages.finished(base.root, adapted(base, "sft", "sft", zero_stage=3, precision="bf16"))
 
 
 def weights_of(run: stages.Run, part: str = "model/model.safetensors") -> dict[str, torch.Tensor]:
@@ -103,7 +97,7 @@ def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
     base: stages.Run, tuned: stages.Run
 ) -> None:
     fp32 = adapted(tuned, "dpo", "dpo", zero_stage=3)
-    run = finished(base.root, fp32)
+    run = stages.finished(base.root, fp32)
     first = run.rows()[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6), "D2"
     assert (first["rewardsMargin"], first["accuracy"]) == (0, 0.5)
@@ -118,7 +112,7 @@ def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
             "processes_per_node": 1,
         }
     )
-    other = finished(base.root, against_base)
+    other = stages.finished(base.root, against_base)
     assert other.rows()[0]["loss"] != pytest.approx(math.log(2), abs=1e-4)
     assert manifest.read_manifest(run.folder / "adapter").lineage["base"]["digest"] == tuned.report.digest
 
@@ -132,7 +126,7 @@ def test_dpo_on_the_sft_model_starts_at_ln_2_and_its_reference_is_that_model(
 @pytest.fixture(scope="module")
 def scored(base: stages.Run) -> stages.Run:
     recipe = {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-2}
-    return finished(base.root, adapted(base, "reward", "scored", zero_stage=3, recipe=recipe))
+    return stages.finished(base.root, adapted(base, "reward", "scored", zero_stage=3, recipe=recipe))
 
 
 def test_p7_ppo_on_the_sft_model_starts_at_ratio_1_and_kl_0_and_its_reference_is_that_model(
@@ -140,14 +134,14 @@ def test_p7_ppo_on_the_sft_model_starts_at_ratio_1_and_kl_0_and_its_reference_is
 ) -> None:
     ppo = Ppo(rollout=Rollout(max_new_tokens=6), critic=Critic(learning_rate=1e-3), ema=Ema(decay=0.5))
     changes = {"reward": result_of(scored), "ppo": ppo, "zero_stage": 3}
-    run = finished(base.root, adapted(tuned, "ppo", "policy", 1, reference=result_of(tuned), **changes))
+    run = stages.finished(base.root, adapted(tuned, "ppo", "policy", 1, reference=result_of(tuned), **changes))
     first, second, _ = run.rows()
     assert first["ratioFirst"] < 1e-6
     assert first["klSequence"] == 0
     assert abs(second["klSequence"]) > 1e-6
     # held to the base instead, it would not start there
     alone = {"processes_per_node": 1, "folder": "pvc://models/tiny/far"}
-    other = finished(base.root, adapted(tuned, "ppo", "far", 1, reference=result_of(base), **changes, **alone))
+    other = stages.finished(base.root, adapted(tuned, "ppo", "far", 1, reference=result_of(base), **changes, **alone))
     assert other.rows()[0]["ratioFirst"] < 1e-6
     assert abs(other.rows()[0]["klSequence"]) > 1e-2
 

@@ -28,18 +28,12 @@ from tests.trainer.engine.ppo_cells import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from trimtab_trainer import manifest
 from trimtab_trainer.config import Artifact
 from trimtab_trainer.data.store import PreparedData
 from trimtab_trainer.engine import lora
 from trimtab_trainer.engine.reward import add_head, write_offset
 
 Weights = dict[str, torch.Tensor]
-
-
-def sealed(root: Path, kind: manifest.Kind) -> Artifact:
-    digest = manifest.seal(root, kind, {})
-    return Artifact(uri=root.as_uri(), digest=digest)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +50,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(root / "model", root / "copy")
     artifacts = {
         "prepared": Artifact(uri=folder.as_uri(), digest=prompts.digest),
-        "copy": sealed(root / "copy", "model"),
-        "model": sealed(root / "model", "model"),
-        "reward": sealed(root / "reward", "reward"),
+        "copy": stages.sealed(root / "copy", "model"),
+        "model": stages.sealed(root / "model", "model"),
+        "reward": stages.sealed(root / "reward", "reward"),
     }
     dumped = {name: each.model_dump() for name, each in artifacts.items()}
     (root / "artifacts.json").write_text(json.dumps(dumped))

@@ -85,9 +85,9 @@ def _is_square(query: torch.Tensor, mask: torch.Tensor) -> bool:
 
 
 def _batch(mask: torch.Tensor) -> _Batch:
-    """`mask`: bool [R, 1, T, T]."""
+    """`mask`: bool [R, 1, T, T]. Whatever is as large as the mask stays on its device."""
     if mask not in _known:
-        rows = [_blocks_of_row(row) for row in mask[:, 0].cpu()]
+        rows = [_blocks_of_row(row) for row in mask[:, 0]]
         _known[mask] = _Batch(rows, _bounds(rows, mask.shape[-1], mask.device))
     found: _Batch = _known[mask]
     return found
@@ -104,18 +104,22 @@ def _bounds(rows: list[list[Block]], length: int, device: torch.device) -> flash
 def _blocks_of_row(mask: torch.Tensor) -> list[Block]:
     """`mask`: bool [T, T]. A block begins at t where no token from t on sees one before t, and none before t sees t."""
     length = len(mask)
-    places = torch.arange(length)
+    places = torch.arange(length, device=mask.device)
     # the first and the last token that each one sees; itself where it sees none
-    first = torch.where(mask.any(dim=1), mask.int().argmax(dim=1), places)
-    last = torch.where(mask.any(dim=1), length - 1 - mask.flip(1).int().argmax(dim=1), places)
+    sees = mask.view(torch.uint8)
+    first = torch.where(mask.any(dim=1), sees.argmax(dim=1), places)
+    last = torch.where(mask.any(dim=1), length - 1 - sees.flip(1).argmax(dim=1), places)
     earliest = first.flip(0).cummin(dim=0).values.flip(0)
-    latest = torch.cat([torch.tensor([-1]), last.cummax(dim=0).values[:-1]])
-    starts = torch.nonzero((earliest >= places) & (latest < places)).flatten().tolist()
-    return [_block(mask, start, stop) for start, stop in pairwise([*starts, length])]
+    latest = torch.cat([places[:1] - 1, last.cummax(dim=0).values[:-1]])
+    begins = (earliest >= places) & (latest < places)
+    block = begins.cumsum(dim=0)
+    is_causal = mask.equal((block[:, None] == block[None]).tril())
+    bounds = pairwise([*torch.nonzero(begins).flatten().tolist(), length])
+    return [Block(start, stop, None if is_causal else _mask_of_block(mask, start, stop)) for start, stop in bounds]
 
 
-def _block(mask: torch.Tensor, start: int, stop: int) -> Block:
+def _mask_of_block(mask: torch.Tensor, start: int, stop: int) -> torch.Tensor | None:
     own = mask[start:stop, start:stop]
-    is_causal = own.equal(torch.ones_like(own).tril())
-    # a copy: a view would keep the whole mask, and with it this entry, alive
-    return Block(start, stop, None if is_causal else own[None, None].clone())
+    if own.equal(torch.ones_like(own).tril()):
+        return None
+    return own[None, None].clone()  # a view would keep the whole mask, and with it the entry in `_known`, alive

@@ -98,7 +98,7 @@ def _is_exact(shape: _Shape, device: torch.device) -> bool:
         ours = attend(given[0], given[1], given[2], Bounds(edges, max(lengths)), None)
         pairs = zip(_with_gradients(ours, given), _with_gradients(plain, given), strict=True)
         largest = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # what torch raises for a GPU before Ampere, and for a build without the kernel
         _log.warning("no variable-length attention here (%s): whole squares of packed rows are computed", error)
         return False
     if not largest <= _ROUNDING:

@@ -15,17 +15,9 @@ import numpy as np
 from trimtab_trainer.config import PrepareStage, StageType
 from trimtab_trainer.data.encode import EncoderSettings
 from trimtab_trainer.data.pack import record_rows
-from trimtab_trainer.data.store import (
-    DEMONSTRATIONS,
-    Int64,
-    PreparedInfo,
-    TokenStore,
-    epoch_name,
-    write_info,
-    write_plan,
-)
+from trimtab_trainer.data.store import DEMONSTRATIONS, Int64, PreparedInfo, TokenStore
 from trimtab_trainer.errors import placed
-from trimtab_trainer.prepare.beside import Beside
+from trimtab_trainer.prepare.beside import Beside, write_beside
 from trimtab_trainer.prepare.sources import DataSet
 from trimtab_trainer.prepare.tokens import tokenize
 from trimtab_trainer.settings import Loss
@@ -61,24 +53,7 @@ def prepare_demonstrations(
         tokenized, store = tokenize(as_sft, sets, replace(encoder, loss=as_sft.loss), info.vocabulary_size, folder)
     records = np.concatenate(tokenized.by_set)
     plan = record_rows(records, _answered(store)[records], stage.max_length, stage.packing)
-    write_plan(folder, epoch_name(0), plan, store)
-    its_info = info.model_copy(
-        update={
-            "type": as_sft.type,
-            "loss": as_sft.loss,
-            "records": len(records),
-            "dropped": sum(tokenized.dropped.values()),
-            "dropped_by_cause": tokenized.dropped,
-            "truncated": tokenized.truncated,
-            "tokens": plan.tokens,
-            "validation_records": 0,
-            "epochs": 1,
-            "epoch_rows": [len(plan)],
-            "total_steps": 0,
-        }
-    )
-    write_info(folder, its_info)
-    return Beside(its_info, tokenized, store, plan.longest)
+    return write_beside(folder, as_sft, info, tokenized, store, plan, records=len(records), total_steps=0)
 
 
 def _answered(store: TokenStore) -> Int64:

@@ -21,11 +21,8 @@ from trimtab_trainer.data.store import (
     PreparedInfo,
     RowPlan,
     TokenStore,
-    epoch_name,
-    write_info,
-    write_plan,
 )
-from trimtab_trainer.prepare.beside import Beside
+from trimtab_trainer.prepare.beside import Beside, write_beside
 from trimtab_trainer.prepare.rows import Mixture
 from trimtab_trainer.prepare.sources import DataSet
 from trimtab_trainer.prepare.tokens import Tokenized, tokenize
@@ -57,26 +54,8 @@ def prepare_mix(
     rows = stage.ppo.pretraining_rows(info.global_batch_size) if stage.ppo else 0
     updates = _updates(stage, info)
     plan, records = _stream(as_sft, tokenized, store, updates * rows)
-    write_plan(folder, epoch_name(0), plan, store)
-    its_info = info.model_copy(
-        update={
-            "type": as_sft.type,
-            "loss": as_sft.loss,
-            "packing": as_sft.packing,
-            "records": records,
-            "dropped": sum(tokenized.dropped.values()),
-            "dropped_by_cause": tokenized.dropped,
-            "truncated": tokenized.truncated,
-            "tokens": plan.tokens,
-            "validation_records": 0,
-            "global_batch_size": rows,
-            "epochs": 1,
-            "epoch_rows": [len(plan)],
-            "total_steps": updates,
-        }
-    )
-    write_info(folder, its_info)
-    return Beside(its_info, tokenized, store, plan.longest)
+    particular = {"records": records, "global_batch_size": rows, "total_steps": updates}
+    return write_beside(folder, as_sft, info, tokenized, store, plan, **particular)
 
 
 def _as_sft(stage: PrepareStage, sets: Sequence[DataSet], dropped: int) -> PrepareStage:
