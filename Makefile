@@ -79,12 +79,12 @@ test-trainer: setup ## Test the trainer with real engines and processes
 	$(PYTEST) -n 2 --dist loadfile tests/trainer
 
 test-serving: setup ## Test the launcher and the served addresses
-	$(PYTEST) tests/serving
+	$(PYTEST) -n 2 --dist loadfile tests/serving
 
 # Real data for the acceptance of the FLAN example, where they lie beside the checkout.
 test-local: export TRIMTAB_FLAN_DATA ?= $(abspath $(wildcard ../shared/data/flan-cot))
 test-local: setup ## Test the whole product as processes on this machine
-	$(PYTEST) tests/local
+	$(PYTEST) -n 2 --dist loadfile tests/local
 
 test-faults: setup ## Sweep crashes, faults, stale views and fields, and find deliberate bugs: a quarter of an hour
 	$(PYTHON) tests/kubernetes/build.py

@@ -36,7 +36,7 @@ def manifest(name: str = "tiny", **train: Any) -> dict[str, Any]:
         "name": "base",
         "pretrain": {"data": [{"uri": "pvc://tiny/text.jsonl"}], "maxLength": 64},
         "train": {"epochs": 40, "maxSteps": STEPS, "globalBatchSize": 4, "learningRate": 1e-3, **train},
-        "checkpoint": {"everySteps": 7, "keep": 2},
+        "checkpoint": {"everySteps": 40, "keep": 2},
         "precision": "fp32",
     }
     spec = {
@@ -86,9 +86,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def until_steps(folder: Path, run: subprocess.Popen[str], attempt: int) -> None:
-    """Wait until the attempt has made ten steps."""
+    """Wait until the attempt has made 50 steps, and so a checkpoint that keeps most of them."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while sum(row["attempt"] == attempt for row in rows(folder)) < 10:
+    while sum(row["attempt"] == attempt for row in rows(folder)) < 50:
         assert run.poll() is None, "the run ended too early for this test"
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -68,10 +68,9 @@ if __name__ == "__main__":
     try:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"working\n"
-        started = [
-            child for child in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(child.cmdline())
-        ]
-        assert len(started) == 2
+        started = psutil.Process(parent.pid).children(recursive=True)
+        workers = [child for child in started if child.ppid() != parent.pid]
+        assert len(workers) == 2
     finally:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -37,8 +36,6 @@ from trimtab_trainer.settings import Loss
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-PR_SET_PDEATHSIG = 1
-"""From Linux's <sys/prctl.h>."""
 BATCH_RECORDS = 256
 BATCH_CHARACTERS = 2 << 20
 """A batch that goes to a worker ends at one of the two; its tokens need many times the memory of its text."""
@@ -237,8 +234,9 @@ def encode_all(settings: EncoderSettings, items: Iterator[Item], size: int) -> I
         for batch in batches:
             yield from encoder(batch)
         return
-    # Not fork: this process may hold threads of tokenizers or Arrow.
-    context = multiprocessing.get_context("spawn")
+    # Not fork: this process may hold threads of tokenizers or Arrow. Workers fork from a server that has imported all.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
     with ProcessPoolExecutor(workers, context, _start_worker, (settings,)) as pool:
         yield from _in_order(pool, batches, 3 * workers)
 
@@ -279,12 +277,19 @@ _encoder: Encoder | None = None
 
 
 def _start_worker(settings: EncoderSettings) -> None:
-    # Ends with its parent, also when that is killed and can't say so.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # One worker a core; threads of their own would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     global _encoder
     _encoder = build_encoder(settings)
+
+
+def _end_with_parent() -> None:
+    """Also when it is killed and can't say so; the kernel would only tell of the server's end."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _work(batch: list[Item]) -> list[Result]:
