@@ -152,6 +152,7 @@ def _work(file: str, environment: Mapping[str, str]) -> int:
 
     os.setsid()
     _become(["worker", file], environment)
+    logging.getLogger().handlers.clear()  # the container's
     return worker.main()
 
 
@@ -193,6 +194,10 @@ def _end(main: Callable[[], int]) -> NoReturn:
 
 
 def _serve(folder: str) -> None:
+    # The first half of this, with torch's compiler, is what each DeepSpeed engine would import at its start.
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+
     from trimtab_trainer.engine import build, rollout, train, worker  # noqa: F401
 
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads do not survive a fork"

@@ -7,6 +7,7 @@ Cell names: zero-micro-optimizer-precision, after `dpo-` for pairs, `reward-` fo
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -232,6 +233,7 @@ def resize(cell: tuple[int, int, str, str], prepared: PreparedData, group: Group
 def main() -> None:
     *folders, shared, out = map(Path, sys.argv[1:])
     chunks.CPU_BYTES = 3 * 4 * VOCABULARY  # three tokens a chunk
+    gc.freeze()
     group = Group()
     texts, pairs, rankings = (PreparedData.open(folder, None) for folder in folders)
     for cell in cells():

@@ -59,9 +59,9 @@ class TransformersSampler:
                 do_sample=False,  # `_Draw` leaves one token to choose from
                 eos_token_id=self.end_id,
                 pad_token_id=self.padding_id,
+                use_cache=True,
             ),
             logits_processor=LogitsProcessorList([draw]),
-            use_cache=True,
             synced_gpus=self.engine.deepspeed.zero_optimization_stage() == 3,
         )
         answers = generated[:, longest:].cpu().numpy().astype(np.int32)
