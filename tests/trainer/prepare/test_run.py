@@ -1,8 +1,9 @@
 """Whole runs of prepare: what is refused and how it is said, chains, reuse, crashes, neighbours."""
 
 import json
+import multiprocessing
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +234,8 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, monkeypat
 def test_two_jobs_prepare_the_same_data_at_once(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "chat.jsonl", chats(50))
     root = tmp_path / "root"
-    with ThreadPoolExecutor(2) as pool:
-        reports = list(pool.map(lambda uid: prepare.run(config(root, sft(data.as_uri()), uid=uid)), ("a", "b")))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
+        reports = list(pool.map(prepare.run, [config(root, sft(data.as_uri()), uid=uid) for uid in ("a", "b")]))
     assert reports[0].stages[0].digest == reports[1].stages[0].digest
     opened(root, reports[0])
 
