@@ -17,7 +17,7 @@ import yaml
 from trimtab.local.get import Absent, get_text
 
 PATIENCE_SECONDS = 240
-STEPS = 600
+STEPS = 300
 TRIMTAB = [sys.executable, "-m", "trimtab"]
 
 
