@@ -114,7 +114,7 @@ $(ORACLES_STAMP):
 # Another version of Kubernetes: make test-controlplane KUBERNETES=v1.34.4 (tests/kubernetes/versions has them).
 test-controlplane: setup ## Test the operator on a real kube-apiserver
 	$(PYTHON) tests/kubernetes/build.py
-	$(PYTEST) -n 2 --dist loadfile tests/controlplane
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder tests/controlplane
 
 # Sizes, seconds at rest, seconds of 503 with the last size (0: none), and where the table goes.
 JOBS := 100 1000 5000
