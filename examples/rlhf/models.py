@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+disable_progress_bar()  # these models load in no time
 
 BATCH = 64
 END_OF_TURN = "<|end|>"
