@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 from typing import Any
 
@@ -103,6 +104,8 @@ def test_s10_killed_between_checkpoints_it_ends_bitwise_as_if_undisturbed(
         return stage(base, prepared, stage_type, f"{kind}-{name}", **settings_of(kind, model_of(base), reward))
 
     calm = stages.finished(base.root, configure("calm"))
+    noise = [line for line in calm.log(0).splitlines() if re.search("FutureWarning|Loading weights|INFO gcc", line)]
+    assert not noise
     for number in range(LIVES):
         seed = random.SystemRandom().getrandbits(32)
         lost, resumed = life_with_kills(configure(f"life-{number}"), base, random.Random(seed))

@@ -287,8 +287,9 @@ def _start_worker(settings: EncoderSettings) -> None:
 def _end_with_parent() -> None:
     """Also when it is killed and can't say so; the kernel would only tell of the server's end."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
+    if parent is None:
+        raise RuntimeError("no worker")
+    parent.join()
     os._exit(1)
 
 

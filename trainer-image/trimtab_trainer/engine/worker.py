@@ -58,6 +58,8 @@ def _work(config: TrainConfig, run: RunFolder, stop: _StopRequest) -> TrainRepor
     from trimtab_trainer.engine.train import train
 
     disable_progress_bar()
+    # DeepSpeed's calls at each step; who trains can't mend them.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # DeepSpeed collects garbage several times as it starts; through all that was imported that takes 0.4 s a time.
     gc.freeze()
     if measurement := os.environ.get(MEASUREMENT_VARIABLE):
@@ -96,8 +98,6 @@ def _log_to(*streams: object) -> None:
         handler.addFilter(_is_worth_reading)
     logging.basicConfig(handlers=handlers, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("trimtab_trainer").setLevel(logging.INFO)
-    # DeepSpeed's calls at each step; who trains can't mend them.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
